@@ -1,0 +1,25 @@
+option(NIBBLE_BUILD_MODEL "Build nibble::model: architectures, tokenizers, evaluation" ON)
+option(NIBBLE_BUILD_TOOLS "Build the nibble command" ${PROJECT_IS_TOP_LEVEL})
+option(NIBBLE_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(NIBBLE_BUILD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(NIBBLE_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
+option(NIBBLE_WERROR "Treat warnings as errors" OFF)
+set(NIBBLE_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined or thread")
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+
+# Flags of our own code only; never exported. Contraction is off because the bytes that are written
+# may not depend on whether a target has a fused multiply-add.
+add_library(nibble_flags INTERFACE)
+target_compile_options(nibble_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unused-parameter;-ffp-contract=off;-fvisibility-inlines-hidden>
+  $<$<AND:$<BOOL:${NIBBLE_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
+if(NIBBLE_SANITIZE)
+  target_compile_options(nibble_flags INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer
+                         -fno-sanitize-recover=all)
+  target_link_options(nibble_flags INTERFACE -fsanitize=${NIBBLE_SANITIZE})
+endif()

@@ -1,0 +1,65 @@
+// Multiply activations with quantized weights: out[M, N] = activations[M, K] x weights[N, K]^T.
+#ifndef NIBBLE_MATMUL_H_
+#define NIBBLE_MATMUL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "nibble/parallel.h"
+#include "nibble/quantized_tensor.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+// The arithmetic of a product. Results are the same bits for any number of threads.
+enum class Precision : uint8_t {
+  kInt8,  // activations rounded to int8 with a scale for each group of columns; integer dots
+  kBf16,  // activations and decoded weights rounded to bf16, sums in f32
+  kF32,   // decoded weights in f32, f32 products: the exact reference
+};
+
+struct MatmulOptions {
+  Precision precision = Precision::kInt8;
+  bool accumulate = false;      // out += product instead of out = product
+  std::span<const float> bias;  // N values added to each row of out, or empty
+  ParallelFor parallel;
+};
+
+// Weights rearranged once for one instruction set: opaque, made by Pack.
+class PackedWeights {
+ public:
+  int64_t rows() const;
+  int64_t cols() const;
+  size_t bytes() const;
+  // The instruction set and layout version the bytes were made for, e.g. "avx3_spr/1".
+  const std::string& target() const;
+
+  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes made
+  // for another target. `bytes` must stay alive where it borrows.
+  std::span<const std::byte> serialized() const;
+  static Result<PackedWeights> FromBytes(Buffer bytes);
+
+ private:
+  friend class PackedWeightsAccess;
+  struct Impl;
+  std::shared_ptr<const Impl> impl_;
+};
+
+// Rearranges `weights` for this machine.
+Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision = Precision::kInt8,
+                           const ParallelFor& parallel = {});
+
+// activations: f32, f16 or bf16 [M, K]; out: f32 [M, N]. Straight from canonical bytes, which may
+// lie in a mapped file, or from packed weights.
+Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
+              const MatmulOptions& options = {});
+Status Matmul(TensorView activations, const PackedWeights& weights, MutableTensorView out,
+              const MatmulOptions& options = {});
+
+}  // namespace nibble
+
+#endif  // NIBBLE_MATMUL_H_

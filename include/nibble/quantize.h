@@ -1,0 +1,57 @@
+// Quantize and dequantize matrices on the caller's buffers, with the caller's threads.
+#ifndef NIBBLE_QUANTIZE_H_
+#define NIBBLE_QUANTIZE_H_
+
+#include <cstddef>
+#include <span>
+
+#include "nibble/format.h"
+#include "nibble/parallel.h"
+#include "nibble/quantized_tensor.h"
+#include "nibble/scheme.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+enum class NonFinite : uint8_t {
+  kError,  // an error that names row and column
+  kClamp,  // NaN becomes 0, infinities the largest finite value of the input's type
+};
+
+struct QuantizeOptions {
+  // Mean square of the layer's input by column (`cols` values, finite, >= 0): errors of a column
+  // count by it. Empty: all count alike.
+  std::span<const float> importance;
+  NonFinite non_finite = NonFinite::kError;
+  ParallelFor parallel;
+};
+
+// Quantizes `weights` (f32, f16 or bf16, [rows, cols]) to a block format. The bytes depend on the
+// weights, the format and the options alone: not on the threads, the compiler or the processor.
+Result<QuantizedTensor> Quantize(TensorView weights, Format format,
+                                 const QuantizeOptions& options = {});
+
+// The same into `out`, which holds exactly FormatBytes(format, rows, cols) bytes of any alignment.
+Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
+                  const QuantizeOptions& options = {});
+
+// Quantizes to a planar scheme by rounding to nearest: absmax, q = round(w / max|w| * (2^(b-1) - 1)),
+// or zero-point, q = round((w - min) / (max - min) * (2^b - 1)), or the nearest value of a codebook.
+// `table` holds the 2^bits values of Code::kTable, ascending.
+Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
+                                 const QuantizeOptions& options = {},
+                                 std::span<const float> table = {});
+
+// Writes the decoded weights to `out` (f32, f16 or bf16, the same rows and cols). In f32 the result
+// is exact to the bit on every machine.
+Status Dequantize(const QuantizedTensor& tensor, MutableTensorView out,
+                  const ParallelFor& parallel = {});
+
+// The same straight from blocks in the caller's memory, of any alignment.
+Status Dequantize(Format format, std::span<const std::byte> blocks, MutableTensorView out,
+                  const ParallelFor& parallel = {});
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANTIZE_H_
