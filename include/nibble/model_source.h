@@ -1,0 +1,54 @@
+// A model on disk, whatever holds it, as a list of named tensors under GGUF's conventions.
+#ifndef NIBBLE_MODEL_SOURCE_H_
+#define NIBBLE_MODEL_SOURCE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nibble/gguf.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+struct ModelTensor : GgufTensorInfo {  // name, stored format and shape as GGUF has them
+  std::string source_name;             // the name in the file it comes from
+};
+
+enum class Container : uint8_t { kGguf, kSafetensors };
+
+// Opens a GGUF file (any shard), a .safetensors file, or a Hugging Face folder. The folder of a
+// Llama-family model gives GGUF's tensor names, its row order of the query and key weights, and full
+// metadata with the tokenizer; of any other architecture the tensors keep their names.
+class ModelSource {
+ public:
+  static Result<ModelSource> Open(const std::string& path);
+
+  Container container() const;
+  const GgufMetadata& metadata() const;
+  std::span<const ModelTensor> tensors() const;
+  const ModelTensor* Find(std::string_view name) const;  // nullptr where there is none
+  std::span<const std::string> paths() const;            // every file that is read
+  uint64_t file_bytes() const;                           // of the tensors' files
+
+  // What a user ought to know: an architecture that is not recognised, a tokenizer that is missing.
+  std::span<const std::string> notices() const;
+
+  // The bytes of a tensor in its stored format. Borrowed from the mapped file where nothing has to
+  // be rearranged. Safe from many threads.
+  Result<Buffer> Read(const ModelTensor& tensor) const;
+  // Lets the system drop the mapped pages of a tensor that is done with.
+  void Release(const ModelTensor& tensor) const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace nibble
+
+#endif  // NIBBLE_MODEL_SOURCE_H_
