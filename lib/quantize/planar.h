@@ -1,0 +1,19 @@
+// Quantize and dequantize planar schemes: what nibble/quantize.h dispatches to.
+#ifndef NIBBLE_LIB_QUANTIZE_PLANAR_H_
+#define NIBBLE_LIB_QUANTIZE_PLANAR_H_
+
+#include "nibble/parallel.h"
+#include "nibble/quantized_tensor.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+// Dequantize() of a tensor whose planes follow a Scheme: writes rows x cols decoded weights to `out`
+// (f32, f16 or bf16). Checks the shapes, the devices and that every group index lies in its range.
+Status DequantizePlanar(const QuantizedTensor& tensor, const MutableTensorView& out,
+                        const ParallelFor& parallel);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_LIB_QUANTIZE_PLANAR_H_
