@@ -16,7 +16,8 @@ namespace nibble {
 
 enum class NonFinite : uint8_t {
   kError,  // an error that names row and column
-  kClamp,  // NaN becomes 0, infinities the largest finite value of the input's type
+  kClamp,  // NaN becomes 0; infinities, and magnitudes that the format's half-precision scales cannot
+           // carry (beyond 65504), the largest that both the input's type and the format hold
 };
 
 struct QuantizeOptions {
@@ -28,7 +29,8 @@ struct QuantizeOptions {
 };
 
 // Quantizes `weights` (f32, f16 or bf16, [rows, cols]) to a block format. The bytes depend on the
-// weights, the format and the options alone: not on the threads, the compiler or the processor.
+// weights, the format and the options alone: not on the threads, the compiler or the processor. A
+// weight larger than the format can hold is treated as `non_finite` says.
 Result<QuantizedTensor> Quantize(TensorView weights, Format format,
                                  const QuantizeOptions& options = {});
 

@@ -1,0 +1,44 @@
+#include "kernels/encode.h"
+
+#include <limits>
+
+namespace nibble {
+
+bool IsSearched(Format format) {
+  switch (format) {
+    case Format::kQ2_K:
+    case Format::kQ3_K:
+    case Format::kQ4_K:
+    case Format::kQ5_K:
+    case Format::kQ6_K:
+    case Format::kIQ4_NL:
+    case Format::kIQ4_XS:
+      return true;
+    default:
+      return false;
+  }
+}
+
+float LargestMagnitude(Format format) {
+  switch (format) {
+    case Format::kF32:
+      return std::numeric_limits<float>::max();
+    case Format::kMXFP4:
+      return 0x1.8p127f;  // the codebook's largest value is 1.5 times a power of two
+    case Format::kBF16:
+      return ToFloat(BF16{0x7F7F});
+    default:
+      return ToFloat(F16{0x7BFF});  // a half-precision scale, minimum or value
+  }
+}
+
+void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,
+               std::byte* out) {
+  if (IsSearched(format)) {
+    if constexpr (kHaveEncodeSearch) EncodeSearch(format, row, cols, importance, out);
+  } else {
+    EncodeSimple(format, row, cols, out);
+  }
+}
+
+}  // namespace nibble
