@@ -6,10 +6,4 @@ Status DequantizePlanar(const QuantizedTensor&, const MutableTensorView&, const 
   return Unsupported("this version cannot decode planar schemes");
 }
 
-Result<size_t> PlaneBytes(const Scheme&, Plane, int64_t, int64_t) {
-  return Unsupported("this version has no planar schemes");
-}
-
-Status CheckScheme(const Scheme&) { return Unsupported("this version has no planar schemes"); }
-
 }  // namespace nibble

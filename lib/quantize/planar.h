@@ -9,8 +9,9 @@
 
 namespace nibble {
 
-// Dequantize() of a tensor whose planes follow a Scheme: writes rows x cols decoded weights to `out`
-// (f32, f16 or bf16). Checks the shapes, the devices and that every group index lies in its range.
+// Dequantize() of a tensor whose planes follow a Scheme: writes rows x cols decoded weights to
+// `out` (f32, f16 or bf16). Checks the shapes, the devices and that every group index lies in its
+// range.
 Status DequantizePlanar(const QuantizedTensor& tensor, const MutableTensorView& out,
                         const ParallelFor& parallel);
 
