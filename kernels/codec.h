@@ -20,6 +20,7 @@
 #ifndef NIBBLE_KERNELS_CODEC_H_
 #define NIBBLE_KERNELS_CODEC_H_
 
+#include "kernels/codec_iq.h"      // points of codebooks
 #include "kernels/codec_k.h"       // super-blocks of 256
 #include "kernels/codec_simple.h"  // blocks of 32, and ternary
 

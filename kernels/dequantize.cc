@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "kernels/codec.h"
 #include "kernels/convert.h"
+#include "kernels/visit_codec.h"
 
 namespace nibble {
 namespace {
@@ -28,38 +28,8 @@ void DecodeRow(Format format, const std::byte* blocks, int64_t count, float* out
       return ConvertToFloat(DType::kF16, blocks, count, out);
     case Format::kBF16:
       return ConvertToFloat(DType::kBF16, blocks, count, out);
-    case Format::kQ4_0:
-      return DecodeBlocks<CodecQ4_0>(blocks, count, out);
-    case Format::kQ4_1:
-      return DecodeBlocks<CodecQ4_1>(blocks, count, out);
-    case Format::kQ5_0:
-      return DecodeBlocks<CodecQ5_0>(blocks, count, out);
-    case Format::kQ5_1:
-      return DecodeBlocks<CodecQ5_1>(blocks, count, out);
-    case Format::kQ8_0:
-      return DecodeBlocks<CodecQ8_0>(blocks, count, out);
-    case Format::kQ2_K:
-      return DecodeBlocks<CodecQ2_K>(blocks, count, out);
-    case Format::kQ3_K:
-      return DecodeBlocks<CodecQ3_K>(blocks, count, out);
-    case Format::kQ4_K:
-      return DecodeBlocks<CodecQ4_K>(blocks, count, out);
-    case Format::kQ5_K:
-      return DecodeBlocks<CodecQ5_K>(blocks, count, out);
-    case Format::kQ6_K:
-      return DecodeBlocks<CodecQ6_K>(blocks, count, out);
-    case Format::kIQ4_NL:
-      return DecodeBlocks<CodecIQ4_NL>(blocks, count, out);
-    case Format::kIQ4_XS:
-      return DecodeBlocks<CodecIQ4_XS>(blocks, count, out);
-    case Format::kMXFP4:
-      return DecodeBlocks<CodecMXFP4>(blocks, count, out);
-    case Format::kTQ1_0:
-      return DecodeBlocks<CodecTQ1_0>(blocks, count, out);
-    case Format::kTQ2_0:
-      return DecodeBlocks<CodecTQ2_0>(blocks, count, out);
     default:
-      return;
+      VisitCodec(format, [&](auto codec) { DecodeBlocks<decltype(codec)>(blocks, count, out); });
   }
 }
 

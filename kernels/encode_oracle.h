@@ -58,6 +58,7 @@ inline float AffineCodes(const float* w, int largest, uint8_t* codes, float* min
     max = std::max(max, w[i]);
     *min = std::min(*min, w[i]);
   }
+  *min += 0.0f;  // one zero, whichever came first
   const float d = (max - *min) / static_cast<float>(largest);
   const float id = Reciprocal(d);
   for (int i = 0; i < 32; ++i) {

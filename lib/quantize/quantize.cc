@@ -174,9 +174,6 @@ Status Dequantize(Format format, std::span<const std::byte> blocks, MutableTenso
   NIBBLE_ASSIGN_OR_RETURN(const size_t bytes, FormatBytes(format, out.rows, out.cols));
   const FormatInfo& info = GetFormatInfo(format);
   if (!info.can_decode()) return Unsupported(std::string(info.name) + " does not hold weights");
-  if (info.use == FormatUse::kDecodeOnly) {
-    return Unsupported(std::string("this version cannot decode ") + info.name);
-  }
   if (blocks.size() != bytes) {
     return InvalidArgument(std::to_string(blocks.size()) + " bytes of " + info.name +
                            " where the shape needs " + std::to_string(bytes));
