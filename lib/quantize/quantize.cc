@@ -11,40 +11,11 @@
 #include "kernels/convert.h"
 #include "kernels/dequantize.h"
 #include "kernels/encode.h"
+#include "lib/quantize/checks.h"
 #include "lib/quantize/planar.h"
 
 namespace nibble {
 namespace {
-
-bool IsWeightType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
-
-// A matrix that kernels may read or write: what CheckView asks, of a float type, on this side.
-Status CheckMatrix(const TensorView& view, const char* what) {
-  NIBBLE_RETURN_IF_ERROR(CheckView(view, what));
-  if (!IsWeightType(view.dtype)) {
-    return InvalidArgument(std::string(what) + ": type " + DTypeName(view.dtype) +
-                           " where f32, f16 or bf16 is needed");
-  }
-  if (view.device != Device::kCpu) {
-    return Unsupported(std::string(what) + ": not in host memory");
-  }
-  return OkStatus();
-}
-
-Status CheckImportance(std::span<const float> importance, int64_t cols) {
-  if (importance.empty()) return OkStatus();
-  if (static_cast<int64_t>(importance.size()) != cols) {
-    return InvalidArgument("importance of " + std::to_string(importance.size()) +
-                           " columns for weights of " + std::to_string(cols));
-  }
-  for (size_t i = 0; i < importance.size(); ++i) {
-    if (!(importance[i] >= 0) || std::isinf(importance[i])) {
-      return InvalidArgument("importance of column " + std::to_string(i) +
-                             " is negative or not finite");
-    }
-  }
-  return OkStatus();
-}
 
 // Rows a task takes: enough weights that handing it out costs nothing, few enough that the last
 // tasks end together.
@@ -67,17 +38,6 @@ void ForRows(int64_t rows, int64_t cols, const ParallelFor& parallel, const Func
 // Whether elements of `dtype` may be read in place at every row.
 bool IsAligned(const TensorView& view) {
   return reinterpret_cast<uintptr_t>(view.data) % DTypeBytes(view.dtype) == 0;
-}
-
-float LargestFinite(DType t) {
-  switch (t) {
-    case DType::kF16:
-      return ToFloat(F16{0x7BFF});
-    case DType::kBF16:
-      return ToFloat(BF16{0x7F7F});
-    default:
-      return std::numeric_limits<float>::max();
-  }
 }
 
 void Clamp(float* row, int64_t cols, float limit) {

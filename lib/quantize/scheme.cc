@@ -5,12 +5,11 @@
 #include <string>
 #include <utility>
 
+#include "kernels/codec_planar.h"
 #include "nibble/quantized_tensor.h"
 
 namespace nibble {
 namespace {
-
-constexpr int64_t kScalesPerSuperBlock = 256;
 
 std::string CodeWord(const Scheme& scheme) {
   switch (scheme.code) {
