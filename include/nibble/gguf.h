@@ -37,10 +37,15 @@ using GgufValue =
 // Key-value pairs in file order.
 class GgufMetadata {
  public:
+  using Entry = std::pair<std::string, GgufValue>;
+
+  GgufMetadata() = default;
+  explicit GgufMetadata(std::vector<Entry> entries) : entries_(std::move(entries)) {}  // unique keys
+
   const GgufValue* Find(std::string_view key) const;  // nullptr where there is none
   void Set(std::string key, GgufValue value);         // replaces in place or appends
   void Erase(std::string_view key);
-  const std::vector<std::pair<std::string, GgufValue>>& entries() const { return entries_; }
+  const std::vector<Entry>& entries() const { return entries_; }
 
   // Typed look-ups for readers; integers of any width and sign convert when the value fits.
   Result<std::string> GetString(std::string_view key) const;
@@ -49,7 +54,7 @@ class GgufMetadata {
   Result<bool> GetBool(std::string_view key) const;
 
  private:
-  std::vector<std::pair<std::string, GgufValue>> entries_;
+  std::vector<Entry> entries_;
 };
 
 inline constexpr int kGgufMaxDims = 4;
