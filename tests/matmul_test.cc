@@ -1,0 +1,311 @@
+// Products against an oracle in double precision, for every format, precision and shape with tails.
+#include "nibble/matmul.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "nibble/quantize.h"
+
+namespace nibble {
+namespace {
+
+// Blocks of random bytes whose decoded weights are of ordinary size: every code, scale and minimum
+// of a format occurs, which quantizing smooth data would not show.
+QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols, uint32_t seed) {
+  const FormatInfo& info = GetFormatInfo(format);
+  auto tensor = QuantizedTensor::Allocate(format, rows, cols);
+  EXPECT_TRUE(tensor.ok()) << tensor.status().message();
+  std::mt19937 random(seed);
+  std::byte* block = tensor->plane(Plane::kCodes).data();
+  std::byte* end = block + tensor->plane(Plane::kCodes).size();
+  std::vector<float> decoded(info.block_weights);
+  for (; block < end; block += info.block_bytes) {
+    for (;;) {
+      for (uint32_t i = 0; i < info.block_bytes; ++i) block[i] = static_cast<std::byte>(random());
+      const auto status = Dequantize(format, {block, info.block_bytes},
+                                     ViewOf(decoded.data(), 1, info.block_weights));
+      EXPECT_TRUE(status.ok()) << status.message();
+      bool finite = true;
+      float largest = 0;
+      for (float w : decoded) {
+        finite &= std::isfinite(w);
+        largest = std::max(largest, std::fabs(w));
+      }
+      if (finite && largest > 1.0f / 64 && largest < 2) break;
+    }
+  }
+  return *std::move(tensor);
+}
+
+std::vector<float> RandomValues(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& v : values) v = normal(random);
+  return values;
+}
+
+std::vector<float> Decoded(const QuantizedTensor& weights) {
+  std::vector<float> w(static_cast<size_t>(weights.rows() * weights.cols()));
+  const auto status = Dequantize(weights, ViewOf(w.data(), weights.rows(), weights.cols()));
+  EXPECT_TRUE(status.ok()) << status.message();
+  return w;
+}
+
+struct Oracle {
+  std::vector<double> product;    // [M, N]
+  std::vector<double> magnitude;  // sum over k of |a * w|
+};
+
+Oracle Multiply(const std::vector<float>& a, const std::vector<float>& w, int64_t m_rows,
+                int64_t n_rows, int64_t cols) {
+  Oracle oracle;
+  oracle.product.resize(static_cast<size_t>(m_rows * n_rows));
+  oracle.magnitude.resize(oracle.product.size());
+  for (int64_t m = 0; m < m_rows; ++m) {
+    for (int64_t n = 0; n < n_rows; ++n) {
+      double sum = 0, magnitude = 0;
+      for (int64_t k = 0; k < cols; ++k) {
+        const double product = static_cast<double>(a[static_cast<size_t>(m * cols + k)]) *
+                               w[static_cast<size_t>(n * cols + k)];
+        sum += product;
+        magnitude += std::fabs(product);
+      }
+      oracle.product[static_cast<size_t>(m * n_rows + n)] = sum;
+      oracle.magnitude[static_cast<size_t>(m * n_rows + n)] = magnitude;
+    }
+  }
+  return oracle;
+}
+
+double NormalisedError(const Oracle& oracle, const std::vector<float>& out) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    error += std::pow(out[i] - oracle.product[i], 2);
+    norm += std::pow(oracle.product[i], 2);
+  }
+  return norm > 0 ? error / norm : error;
+}
+
+// The largest |out - product| / sum |a * w|.
+double LargestRelativeError(const Oracle& oracle, const std::vector<float>& out) {
+  double worst = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (std::isnan(out[i])) return std::numeric_limits<double>::infinity();
+    const double error = std::fabs(out[i] - oracle.product[i]);
+    if (error > 0) worst = std::max(worst, error / oracle.magnitude[i]);
+  }
+  return worst;
+}
+
+// What the precisions promise. Single results: with u = 2^-24, a float sum of K products in any
+// order is within (K + 1) * u of the sum of magnitudes, and a much smaller multiple here, where at
+// most ceil(512 / 4) additions follow one another in a block of columns and one for each block.
+// bf16 operands add a relative error of 2^-8 twice; int8 activations an absolute error that only
+// the normalised mean square bounds.
+double PromisedError(Precision precision) {
+  switch (precision) {
+    case Precision::kF32:
+      return 1e-10;
+    case Precision::kBf16:
+      return 1e-5;
+    case Precision::kInt8:
+      return 5e-4;
+  }
+  return 0;
+}
+
+double PromisedRelativeError(Precision precision, int64_t cols) {
+  const double sums = (128.0 + static_cast<double>(cols) / 512 + 8) * std::pow(2, -24);
+  switch (precision) {
+    case Precision::kF32:
+      return sums;
+    case Precision::kBf16:
+      return sums + std::pow(2, -8) + std::pow(2, -18);
+    case Precision::kInt8:
+      return std::numeric_limits<double>::infinity();
+  }
+  return 0;
+}
+
+struct Case {
+  Format format;
+  Precision precision;
+};
+
+std::string CaseName(const testing::TestParamInfo<Case>& info) {
+  constexpr const char* kNames[] = {"int8", "bf16", "f32"};
+  return std::string(GetFormatInfo(info.param.format).name) + "_" +
+         kNames[static_cast<int>(info.param.precision)];
+}
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const FormatInfo& info : AllFormats()) {
+    if (!info.can_decode()) continue;
+    for (Precision p : {Precision::kInt8, Precision::kBf16, Precision::kF32}) {
+      cases.push_back({info.format, p});
+    }
+  }
+  return cases;
+}
+
+class EveryProduct : public testing::TestWithParam<Case> {
+ protected:
+  // Column counts that the format allows: short, and over a block of columns with a ragged rest.
+  std::vector<int64_t> Columns() const {
+    switch (GetFormatInfo(GetParam().format).block_weights) {
+      case 1:
+        return {1, 37, 577};
+      case 32:
+        return {32, 96, 544};
+      default:
+        return {256, 768};
+    }
+  }
+};
+
+TEST_P(EveryProduct, AgreesWithTheOracleForAnyShape) {
+  const auto [format, precision] = GetParam();
+  for (const int64_t cols : Columns()) {
+    for (const int64_t n_rows : {1, 15, 50}) {
+      const QuantizedTensor weights =
+          RandomWeights(format, n_rows, cols, static_cast<uint32_t>(cols + n_rows));
+      const std::vector<float> w = Decoded(weights);
+      const std::vector<float> a = RandomValues(33 * cols, 7);
+      const Oracle oracle = Multiply(a, w, 33, n_rows, cols);
+      for (const int64_t m_rows : {1, 2, 3, 4, 5, 8, 16, 17, 33}) {
+        std::vector<float> out(static_cast<size_t>(m_rows * n_rows), NAN);
+        MatmulOptions options;
+        options.precision = precision;
+        const Status status = Matmul(ViewOf(a.data(), m_rows, cols), weights,
+                                     ViewOf(out.data(), m_rows, n_rows), options);
+        ASSERT_TRUE(status.ok()) << status.message();
+        const std::string shape =
+            std::to_string(m_rows) + " x " + std::to_string(n_rows) + " x " + std::to_string(cols);
+        EXPECT_LE(LargestRelativeError(oracle, out), PromisedRelativeError(precision, cols))
+            << shape;
+        // A mean needs something to average.
+        if (m_rows * n_rows >= 64) {
+          Oracle part = oracle;
+          part.product.resize(out.size());
+          EXPECT_LE(NormalisedError(part, out), PromisedError(precision)) << shape;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryProduct, ThreadsDoNotChangeTheBits) {
+  const auto [format, precision] = GetParam();
+  const int64_t cols = 1280, n_rows = 203;
+  const QuantizedTensor weights = RandomWeights(format, n_rows, cols, 3);
+  ThreadPool pool(4);
+  for (const int64_t m_rows : {1, 6, 70}) {
+    const std::vector<float> a = RandomValues(m_rows * cols, 11);
+    std::vector<float> one(static_cast<size_t>(m_rows * n_rows)), four(one.size());
+    MatmulOptions options;
+    options.precision = precision;
+    ASSERT_TRUE(
+        Matmul(ViewOf(a.data(), m_rows, cols), weights, ViewOf(one.data(), m_rows, n_rows), options)
+            .ok());
+    options.parallel = pool.parallel_for();
+    ASSERT_TRUE(Matmul(ViewOf(a.data(), m_rows, cols), weights, ViewOf(four.data(), m_rows, n_rows),
+                       options)
+                    .ok());
+    EXPECT_EQ(0, std::memcmp(one.data(), four.data(), one.size() * sizeof(float))) << m_rows;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Matmul, EveryProduct, testing::ValuesIn(AllCases()), CaseName);
+
+class EveryPrecision : public testing::TestWithParam<Precision> {};
+
+// Strides, narrow activations, bias and accumulation give what the plain product gives.
+TEST_P(EveryPrecision, TakesStridesTypesBiasAndAccumulation) {
+  const int64_t cols = 608, n_rows = 37, a_stride = 640, out_stride = 45;
+  const QuantizedTensor weights = RandomWeights(Format::kQ4_1, n_rows, cols, 5);
+  const std::vector<float> bias = RandomValues(n_rows, 8);
+  for (const int64_t m_rows : {1, 3, 40}) {
+    // Values that f16 and bf16 hold exactly.
+    std::vector<float> a(static_cast<size_t>(m_rows * cols));
+    std::mt19937 random(9);
+    for (float& v : a) v = static_cast<float>(static_cast<int>(random() % 255) - 127) / 64;
+    std::vector<float> plain(static_cast<size_t>(m_rows * n_rows));
+    MatmulOptions options;
+    options.precision = GetParam();
+    ASSERT_TRUE(Matmul(ViewOf(a.data(), m_rows, cols), weights,
+                       ViewOf(plain.data(), m_rows, n_rows), options)
+                    .ok());
+
+    options.bias = bias;
+    for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+      for (const bool accumulate : {false, true}) {
+        std::vector<std::byte> strided(static_cast<size_t>(m_rows * a_stride) * 4);
+        TensorView view{strided.data(), type, m_rows, cols, a_stride, Device::kCpu};
+        for (int64_t m = 0; m < m_rows; ++m) {
+          for (int64_t k = 0; k < cols; ++k) {
+            const float v = a[static_cast<size_t>(m * cols + k)];
+            const size_t at = static_cast<size_t>(m * a_stride + k) * DTypeBytes(type);
+            const uint16_t half = type == DType::kF16 ? ToF16(v).bits : ToBF16(v).bits;
+            type == DType::kF32 ? std::memcpy(strided.data() + at, &v, 4)
+                                : std::memcpy(strided.data() + at, &half, 2);
+          }
+        }
+        std::vector<float> out(static_cast<size_t>(m_rows * out_stride), 0.5f);
+        options.accumulate = accumulate;
+        const Status status =
+            Matmul(view, weights,
+                   {out.data(), DType::kF32, m_rows, n_rows, out_stride, Device::kCpu}, options);
+        ASSERT_TRUE(status.ok()) << status.message();
+        for (int64_t m = 0; m < m_rows; ++m) {
+          for (int64_t n = 0; n < out_stride; ++n) {
+            const float got = out[static_cast<size_t>(m * out_stride + n)];
+            if (n >= n_rows) {
+              ASSERT_EQ(got, 0.5f) << "written beyond the row's end at " << n;
+              continue;
+            }
+            const float sum =
+                plain[static_cast<size_t>(m * n_rows + n)] + bias[static_cast<size_t>(n)];
+            ASSERT_EQ(got, accumulate ? 0.5f + sum : sum)
+                << DTypeName(type) << " m " << m << " n " << n << " of " << m_rows;
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Matmul, EveryPrecision,
+                         testing::Values(Precision::kInt8, Precision::kBf16, Precision::kF32));
+
+TEST(Matmul, RefusesOperandsThatDoNotFit) {
+  const QuantizedTensor weights = RandomWeights(Format::kQ8_0, 3, 64, 1);
+  std::vector<float> a(2 * 64), out(2 * 3), bias(2);
+  const auto code = [&](TensorView x, const QuantizedTensor& w, MutableTensorView y,
+                        MatmulOptions options = {}) { return Matmul(x, w, y, options).code(); };
+  const TensorView x = ViewOf(a.data(), 2, 64);
+  const MutableTensorView y = ViewOf(out.data(), 2, 3);
+  EXPECT_EQ(code(x, weights, y), StatusCode::kOk);
+  EXPECT_EQ(code(ViewOf(a.data(), 2, 32), weights, y), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(x, weights, ViewOf(out.data(), 1, 3)), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(x, weights, ViewOf(out.data(), 2, 2)), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({nullptr, DType::kF32, 2, 64, 64}, weights, y), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({a.data(), DType::kI8, 2, 64, 64}, weights, y), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(x, weights, {out.data(), DType::kF16, 2, 3, 3}), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({a.data(), DType::kF32, 2, 64, 63}, weights, y), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(x, QuantizedTensor(), y), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({a.data(), DType::kF32, 2, 64, 64, Device::kCuda}, weights, y),
+            StatusCode::kUnsupported);
+  MatmulOptions options;
+  options.bias = bias;
+  EXPECT_EQ(code(x, weights, y, options), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace nibble
