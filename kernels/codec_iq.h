@@ -9,13 +9,16 @@
 
 namespace nibble {
 
-// The magnitudes that the coordinates of a point stand for.
-inline constexpr int8_t kIq2Values[4] = {8, 25, 43, 0};  // the last is not used
-inline constexpr int8_t kIq3XxsValues[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+// What the coordinates of a point stand for; zeros at the end are not used. Vectors look them up in
+// tables of 16.
+inline constexpr int8_t kIq1Values[4] = {-8, 0, 8, 0};
+inline constexpr int8_t kIq2Values[4] = {8, 25, 43, 0};
+inline constexpr int8_t kIq3XxsValues[16] = {4, 12, 20, 28, 36, 44, 52, 62};
+inline constexpr int8_t kIq3SValues[16] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 // Coordinate j of a point.
 constexpr NIBBLE_HD int Coordinate8(uint16_t point, int j) { return (point >> (2 * j)) & 3; }
-constexpr NIBBLE_HD int Coordinate4(uint16_t point, int j) { return (point >> (3 * j)) & 7; }
+constexpr NIBBLE_HD int Coordinate4(uint16_t point, int j) { return (point >> (4 * j)) & 15; }
 
 // Eight signs from seven bits: their number is even.
 constexpr NIBBLE_HD int EvenSigns(uint32_t seven_bits) {
@@ -109,13 +112,13 @@ struct CodecIQ3_S {
   using Block = BlockIQ3_S;
   static constexpr int kWeights = 256, kGroup = 32;
   static constexpr bool kHasMin = false;
-  // The ninth bit of index k is bit k of qh; the coordinates stand for odd numbers.
+  // The ninth bit of index k is bit k of qh.
   static constexpr NIBBLE_HD int Index(const Block& b, int point) {
     return b.qs[point] | ((b.qh[point / 8] >> (point % 8)) & 1) << 8;
   }
   static constexpr NIBBLE_HD int Code(const Block& b, int i) {
     const uint16_t point = kGridIQ3_S[Index(b, i / 4)];
-    return Signed(2 * Coordinate4(point, i % 4) + 1, b.signs[i / 8], i % 8);
+    return Signed(kIq3SValues[Coordinate4(point, i % 4)], b.signs[i / 8], i % 8);
   }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
     const int raw = (b.scales[g / 2] >> (4 * (g % 2))) & 15;
@@ -135,7 +138,7 @@ struct CodecIQ1_S {
   }
   static constexpr NIBBLE_HD int Code(const Block& b, int i) {
     const int shift = b.qh[i / 32] >> 15 ? -1 : 1;
-    return 8 * (Coordinate8(kGridIQ1[Index(b, i / 8)], i % 8) - 1) + shift;
+    return kIq1Values[Coordinate8(kGridIQ1[Index(b, i / 8)], i % 8)] + shift;
   }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
     return ToFloat(b.d) * static_cast<float>(2 * ((b.qh[g] >> 12) & 7) + 1) * 0.125f;
@@ -155,7 +158,7 @@ struct CodecIQ1_M {
   }
   static constexpr NIBBLE_HD int Code(const Block& b, int i) {
     const int shift = HighNibble(b, i / 8) & 8 ? -1 : 1;
-    return 8 * (Coordinate8(kGridIQ1[Index(b, i / 8)], i % 8) - 1) + shift;
+    return kIq1Values[Coordinate8(kGridIQ1[Index(b, i / 8)], i % 8)] + shift;
   }
   // Four 16-bit words: four scales of 3 bits and a nibble of the super-scale in each.
   static constexpr NIBBLE_HD int ScaleWord(const Block& b, int n) {

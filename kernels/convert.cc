@@ -1,43 +1,158 @@
 #include "kernels/convert.h"
 
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/convert.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+// After the above: what follows is compiled once per target.
+#include "kernels/dispatch.h"
+#include "kernels/unpack-inl.h"
+
+HWY_BEFORE_NAMESPACE();
 namespace nibble {
+namespace HWY_NAMESPACE {
+
+using Floats = hn::ScalableTag<float>;
+using Halves = hn::Rebind<uint16_t, Floats>;
+
+// Element i of an array of any alignment.
+template <class T>
+HWY_INLINE T LoadScalar(const void* from, int64_t i) {
+  T value;
+  std::memcpy(&value, static_cast<const std::byte*>(from) + static_cast<size_t>(i) * sizeof(T),
+              sizeof(T));
+  return value;
+}
+
+template <class T>
+HWY_INLINE void StoreScalar(T value, void* to, int64_t i) {
+  std::memcpy(static_cast<std::byte*>(to) + static_cast<size_t>(i) * sizeof(T), &value, sizeof(T));
+}
+
+void HalvesToFloats(const void* in, int64_t count, float* out) {
+  int64_t i = 0;
+#if NIBBLE_HAVE_F16_CONVERSION
+  const Floats df;
+  const Halves du;
+  const hn::Rebind<hwy::float16_t, Floats> dh;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  for (; i + lanes <= count; i += lanes) {
+    const auto bits = hn::LoadU(du, static_cast<const uint16_t*>(in) + i);
+    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dh, bits)), df, out + i);
+  }
+#endif
+  for (; i < count; ++i) out[i] = ToFloat(LoadScalar<F16>(in, i));
+}
+
+void BFloatsToFloats(const void* in, int64_t count, float* out) {
+  const Floats df;
+  const Halves du;
+  const hn::RebindToUnsigned<Floats> d32;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto bits = hn::PromoteTo(d32, hn::LoadU(du, static_cast<const uint16_t*>(in) + i));
+    hn::StoreU(hn::BitCast(df, hn::ShiftLeft<16>(bits)), df, out + i);
+  }
+  for (; i < count; ++i) out[i] = ToFloat(LoadScalar<BF16>(in, i));
+}
+
+void FloatsToHalves(const float* in, int64_t count, void* out) {
+  int64_t i = 0;
+#if NIBBLE_HAVE_F16_CONVERSION
+  const Floats df;
+  const Halves du;
+  const hn::Rebind<hwy::float16_t, Floats> dh;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  for (; i + lanes <= count; i += lanes) {
+    const auto half = hn::DemoteTo(dh, hn::LoadU(df, in + i));
+    hn::StoreU(hn::BitCast(du, half), du, static_cast<uint16_t*>(out) + i);
+  }
+#endif
+  for (; i < count; ++i) StoreScalar(ToF16(in[i]), out, i);
+}
+
+// Integer arithmetic on every target: the instruction that some have takes denormals for zeros.
+void FloatsToBFloats(const float* in, int64_t count, void* out) {
+  const Floats df;
+  const Halves du;
+  const hn::RebindToUnsigned<Floats> d32;
+  const auto one = hn::Set(d32, 1u), half = hn::Set(d32, 0x7FFFu), quiet = hn::Set(d32, 0x40u);
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto x = hn::LoadU(df, in + i);
+    const auto bits = hn::BitCast(d32, x);
+    const auto top = hn::ShiftRight<16>(bits);
+    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, half), hn::And(top, one)));
+    const auto is_nan = hn::RebindMask(d32, hn::IsNaN(x));
+    const auto result = hn::IfThenElse(is_nan, hn::Or(top, quiet), rounded);
+    hn::StoreU(hn::TruncateTo(du, result), du, static_cast<uint16_t*>(out) + i);
+  }
+  for (; i < count; ++i) StoreScalar(ToBF16(in[i]), out, i);
+}
+
+int64_t FirstBeyondIn(const float* values, int64_t count, float limit) {
+  const Floats df;
+  const auto bound = hn::Set(df, limit);
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  int64_t i = 0;
+  // Four vectors a test; then one by one from where the test failed.
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    const auto a = hn::Le(hn::Abs(hn::LoadU(df, values + i)), bound);
+    const auto b = hn::Le(hn::Abs(hn::LoadU(df, values + i + lanes)), bound);
+    const auto c = hn::Le(hn::Abs(hn::LoadU(df, values + i + 2 * lanes)), bound);
+    const auto d = hn::Le(hn::Abs(hn::LoadU(df, values + i + 3 * lanes)), bound);
+    if (!hn::AllTrue(df, hn::And(hn::And(a, b), hn::And(c, d)))) break;
+  }
+  for (; i < count; ++i) {
+    if (!(std::fabs(values[i]) <= limit)) return i;
+  }
+  return count;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(HalvesToFloats);
+HWY_EXPORT(BFloatsToFloats);
+HWY_EXPORT(FloatsToHalves);
+HWY_EXPORT(FloatsToBFloats);
+HWY_EXPORT(FirstBeyondIn);
 
 void ConvertToFloat(DType from, const void* in, int64_t count, float* out) {
   switch (from) {
     case DType::kF16:
-      for (int64_t i = 0; i < count; ++i) out[i] = ToFloat(static_cast<const F16*>(in)[i]);
-      return;
+      return NIBBLE_DISPATCH(HalvesToFloats)(in, count, out);
     case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) out[i] = ToFloat(static_cast<const BF16*>(in)[i]);
-      return;
+      return NIBBLE_DISPATCH(BFloatsToFloats)(in, count, out);
     default:
       std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
-      return;
   }
 }
 
 void ConvertFromFloat(DType to, const float* in, int64_t count, void* out) {
   switch (to) {
     case DType::kF16:
-      for (int64_t i = 0; i < count; ++i) static_cast<F16*>(out)[i] = ToF16(in[i]);
-      return;
+      return NIBBLE_DISPATCH(FloatsToHalves)(in, count, out);
     case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) static_cast<BF16*>(out)[i] = ToBF16(in[i]);
-      return;
+      return NIBBLE_DISPATCH(FloatsToBFloats)(in, count, out);
     default:
       std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
-      return;
   }
 }
 
 int64_t FirstBeyond(const float* values, int64_t count, float limit) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (!(std::fabs(values[i]) <= limit)) return i;
-  }
-  return count;
+  return NIBBLE_DISPATCH(FirstBeyondIn)(values, count, limit);
 }
 
 }  // namespace nibble
+#endif

@@ -22,8 +22,8 @@ GRIDS = [
     ("IQ2_XXS", "kGridIQ2_XXS", "8 coordinates of 2 bits"),
     ("IQ2_XS", "kGridIQ2_XS", "8 coordinates of 2 bits"),
     ("IQ2_S", "kGridIQ2_S", "8 coordinates of 2 bits"),
-    ("IQ3_XXS", "kGridIQ3_XXS", "4 coordinates of 3 bits"),
-    ("IQ3_S", "kGridIQ3_S", "4 coordinates of 3 bits"),
+    ("IQ3_XXS", "kGridIQ3_XXS", "4 coordinates of 4 bits"),
+    ("IQ3_S", "kGridIQ3_S", "4 coordinates of 4 bits"),
     ("IQ1_S", "kGridIQ1", "8 coordinates of 2 bits, shared by iq1_s and iq1_m"),
 ]
 
@@ -33,7 +33,7 @@ for name, symbol, meaning in GRIDS:
     cls.init_grid()
     grid = cls.grid.reshape(cls.grid_shape)
     codes = np.searchsorted(np.array(cls.grid_map, np.float32), grid)
-    bits = 2 if grid.shape[1] == 8 else 3
+    bits = 16 // grid.shape[1]
     points = (codes << (bits * np.arange(grid.shape[1]))).sum(axis=1)
     print(f"// {meaning}.")
     print(f"inline constexpr uint16_t {symbol}[{len(points)}] = {{")

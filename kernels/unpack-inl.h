@@ -1,0 +1,553 @@
+// Blocks to vectors: codes as int8 in the order of the weights, scales and minima as floats by
+// group, for the target being compiled. What each block means is said in kernels/codec.h; this is
+// equal to it, bit for bit, and made of a few primitives that the formats share.
+//
+//   void UnpackCodes(const Block& b, int8_t* codes)                  codes[kWeights]
+//   void UnpackScales(const Block& b, float* scales, float* mins)    [kWeights / kGroup] each; mins
+//   is
+//                                                                    written where the codec
+//                                                                    kHasMin
+//
+// Included once per target, from files that Highway's foreach_target.h compiles.
+#if defined(NIBBLE_KERNELS_UNPACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NIBBLE_KERNELS_UNPACK_INL_H_
+#undef NIBBLE_KERNELS_UNPACK_INL_H_
+#else
+#define NIBBLE_KERNELS_UNPACK_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/highway.h"
+#include "kernels/codec.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Whether conversions between halves and floats are one exact instruction.
+#undef NIBBLE_HAVE_F16_CONVERSION
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)) || HWY_ARCH_ARM_A64
+#define NIBBLE_HAVE_F16_CONVERSION 1
+#else
+#define NIBBLE_HAVE_F16_CONVERSION 0
+#endif
+
+// --- Primitives
+// -----------------------------------------------------------------------------------
+
+using Bytes16 = hn::CappedTag<uint8_t, 16>;  // the 16 bytes of 32 nibbles
+using Bytes32 = hn::CappedTag<uint8_t, 32>;  // a run of 32 codes, in one vector or in two
+
+HWY_INLINE float HalfToFloat(F16 half) {
+#if NIBBLE_HAVE_F16_CONVERSION
+  const hn::CappedTag<float, 1> df;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  const hn::Rebind<uint16_t, decltype(df)> du;
+  return hn::GetLane(hn::PromoteTo(df, hn::BitCast(dh, hn::Set(du, half.bits))));
+#else
+  return ToFloat(half);
+#endif
+}
+
+template <class D, class V>
+HWY_INLINE V LowNibble(D d, V bytes) {
+  return hn::And(bytes, hn::Set(d, uint8_t{15}));
+}
+
+template <class D, class V>
+HWY_INLINE V HighNibble(D, V bytes) {
+  return hn::ShiftRight<4>(bytes);
+}
+
+template <class D, class V>
+HWY_INLINE V SubtractByte(D d, V codes, uint8_t offset) {
+  return hn::Sub(codes, hn::Set(d, offset));
+}
+
+template <class D>
+HWY_INLINE void StoreCodes(D d, hn::VFromD<D> codes, int8_t* to) {
+  hn::StoreU(codes, d, reinterpret_cast<uint8_t*>(to));
+}
+
+// `value` in every byte whose bit of the little-endian field is set.
+template <class D>
+HWY_INLINE hn::VFromD<D> BytesOfBits(D d, const uint8_t* bits, uint8_t value) {
+  return hn::IfThenElseZero(hn::LoadMaskBits(d, bits), hn::Set(d, value));
+}
+
+// `value` in every byte of `bytes` that has `bit`.
+template <class D, class V>
+HWY_INLINE V BytesWithBit(D d, V bytes, uint8_t bit, uint8_t value) {
+  return hn::IfThenElseZero(hn::TestBit(bytes, hn::Set(d, bit)), hn::Set(d, value));
+}
+
+// 16 entries, the same in every 16 bytes.
+template <class D>
+HWY_INLINE hn::VFromD<D> Table16(D d, const int8_t* table) {
+  return hn::LoadDup128(d, reinterpret_cast<const uint8_t*>(table));
+}
+
+// 32 nibbles in 16 bytes, low halves first: map(d, nibbles, index of the first) gives the codes.
+template <class Map>
+HWY_INLINE void MapSplitNibbles(const uint8_t* qs, int8_t* codes, const Map& map) {
+  const Bytes16 d;
+  for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
+    const auto bytes = hn::LoadU(d, qs + i);
+    StoreCodes(d, map(d, LowNibble(d, bytes), i), codes + i);
+    StoreCodes(d, map(d, HighNibble(d, bytes), i + 16), codes + i + 16);
+  }
+}
+
+// 256 nibbles in 128 bytes: 32 bytes hold 64 weights, low halves first.
+template <class Map>
+HWY_INLINE void MapKNibbles(const uint8_t* qs, int8_t* codes, const Map& map) {
+  const Bytes32 d;
+  for (size_t run = 0; run < 4; ++run) {
+    for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
+      const auto bytes = hn::LoadU(d, qs + 32 * run + i);
+      StoreCodes(d, map(d, LowNibble(d, bytes), 64 * run + i), codes + 64 * run + i);
+      StoreCodes(d, map(d, HighNibble(d, bytes), 64 * run + 32 + i), codes + 64 * run + 32 + i);
+    }
+  }
+}
+
+// 256 codes of two bits in 64 bytes: 32 bytes hold 128 weights, in four runs of 32, lowest bits
+// first. map(d, two bits, byte within the run, run).
+template <class Map>
+HWY_INLINE void MapTwoBits(const uint8_t* qs, int8_t* codes, const Map& map) {
+  const Bytes32 d;
+  const auto three = hn::Set(d, uint8_t{3});
+  for (size_t half = 0; half < 2; ++half) {
+    for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
+      const auto bytes = hn::LoadU(d, qs + 32 * half + i);
+      int8_t* to = codes + 128 * half + i;
+      const size_t run = 4 * half;
+      StoreCodes(d, map(d, hn::And(bytes, three), i, run), to);
+      StoreCodes(d, map(d, hn::And(hn::ShiftRight<2>(bytes), three), i, run + 1), to + 32);
+      StoreCodes(d, map(d, hn::And(hn::ShiftRight<4>(bytes), three), i, run + 2), to + 64);
+      StoreCodes(d, map(d, hn::ShiftRight<6>(bytes), i, run + 3), to + 96);
+    }
+  }
+}
+
+// Codes of base 3, minus one: five digits a byte (kernels/codec_simple.h), `stride` bytes at once.
+template <class D>
+HWY_INLINE void UnpackTernary(D d, const uint8_t* qs, size_t stride, int digits, int8_t* codes) {
+  const auto one = hn::Set(d, uint8_t{1});
+  for (size_t i = 0; i < stride; i += hn::Lanes(d)) {
+    auto bytes = hn::LoadU(d, qs + i);
+    for (int n = 0; n < digits; ++n) {
+      // 3 * byte / 256 is 0 below 86, 1 below 171, else 2.
+      const auto low = hn::IfThenElseZero(hn::Lt(bytes, hn::Set(d, uint8_t{86})), one);
+      const auto high = hn::IfThenElseZero(hn::Gt(bytes, hn::Set(d, uint8_t{170})), one);
+      StoreCodes(d, hn::Sub(high, low), codes + static_cast<size_t>(n) * stride + i);
+      bytes = hn::Add(bytes, hn::Add(bytes, bytes));
+    }
+  }
+}
+
+// out[i] = d * raw[i] for a multiple of eight integers.
+template <size_t kCount, class Raw>
+HWY_INLINE void ScaleIntegers(const Raw* raw, float d, float* out) {
+  const hn::CappedTag<float, (kCount < 16 ? kCount : 16)> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const hn::Rebind<Raw, decltype(df)> dr;
+  const auto factor = hn::Set(df, d);
+  for (size_t i = 0; i < kCount; i += hn::Lanes(df)) {
+    const auto wide = hn::PromoteTo(di, hn::LoadU(dr, raw + i));
+    hn::StoreU(hn::Mul(factor, hn::ConvertTo(df, wide)), df, out + i);
+  }
+}
+
+// out[i] = d * (2 * raw[i] + 1).
+template <size_t kCount>
+HWY_INLINE void ScaleOddIntegers(const uint8_t* raw, float d, float* out) {
+  uint8_t odd[kCount];
+  for (size_t i = 0; i < kCount; ++i) odd[i] = static_cast<uint8_t>(2 * raw[i] + 1);
+  ScaleIntegers<kCount>(odd, d, out);
+}
+
+// The nibbles of bytes, low first.
+template <size_t kBytes>
+HWY_INLINE void NibblePairs(const uint8_t* bytes, uint8_t* out) {
+  for (size_t i = 0; i < kBytes; ++i) {
+    out[2 * i] = bytes[i] & 15;
+    out[2 * i + 1] = bytes[i] >> 4;
+  }
+}
+
+HWY_INLINE uint32_t LoadU32(const uint8_t* from) {
+  uint32_t word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
+
+// Four bytes at once, for the packings of 6-bit scales.
+inline constexpr uint32_t kLow6 = 0x3F3F3F3Fu, kLow4 = 0x0F0F0F0Fu, kLow2 = 0x03030303u;
+
+// KScale and KMin of all groups, in the order of the groups.
+HWY_INLINE void UnpackKScales(const uint8_t* packed, uint8_t* scales, uint8_t* mins) {
+  const uint32_t a = LoadU32(packed), b = LoadU32(packed + 4), c = LoadU32(packed + 8);
+  const uint32_t scale[2] = {a & kLow6, (c & kLow4) | ((a >> 6) & kLow2) << 4};
+  const uint32_t min[2] = {b & kLow6, ((c >> 4) & kLow4) | ((b >> 6) & kLow2) << 4};
+  std::memcpy(scales, scale, 8);
+  std::memcpy(mins, min, 8);
+}
+
+// --- Points of codebooks
+// --------------------------------------------------------------------------
+
+// Eight coordinates of two bits a point: `values` are what they stand for.
+HWY_INLINE void UnpackPoints8(const uint16_t* points, const int8_t* values, int8_t* codes) {
+  // A nibble holds two coordinates; even lanes want the first, odd lanes the second.
+  int8_t tables[2][16];
+  for (int n = 0; n < 16; ++n) {
+    tables[0][n] = values[n & 3];
+    tables[1][n] = values[n >> 2];
+  }
+  alignas(16) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 1, 1, 1, 1,
+                                                      2, 2, 2, 2, 3, 3, 3, 3};
+  alignas(16) static constexpr uint8_t kHigh[16] = {0, 0, 255, 255, 0, 0, 255, 255,
+                                                    0, 0, 255, 255, 0, 0, 255, 255};
+  const Bytes16 d;
+  const hn::Repartition<uint32_t, decltype(d)> d32;
+  const auto spread = hn::LoadDup128(d, kSpread);
+  const auto high = hn::MaskFromVec(hn::LoadDup128(d, kHigh));
+  const auto even = Table16(d, tables[0]), odd = Table16(d, tables[1]);
+  for (size_t i = 0; i < 256; i += 16) {
+    uint32_t pair;
+    std::memcpy(&pair, points + i / 8, sizeof(pair));
+    const auto bytes = hn::TableLookupBytes(hn::BitCast(d, hn::Set(d32, pair)), spread);
+    const auto nibbles = hn::IfThenElse(high, HighNibble(d, bytes), LowNibble(d, bytes));
+    const auto code =
+        hn::OddEven(hn::TableLookupBytes(odd, nibbles), hn::TableLookupBytes(even, nibbles));
+    StoreCodes(d, code, codes + i);
+  }
+}
+
+// Four coordinates of four bits a point.
+HWY_INLINE void UnpackPoints4(const uint16_t* points, const int8_t* values, int8_t* codes) {
+  const Bytes16 d;
+  const auto table = Table16(d, values);
+  for (size_t i = 0; i < 256; i += 32) {
+    const auto bytes = hn::LoadU(d, reinterpret_cast<const uint8_t*>(points + i / 4));
+    const auto low = hn::TableLookupBytes(table, LowNibble(d, bytes));
+    const auto high = hn::TableLookupBytes(table, HighNibble(d, bytes));
+    StoreCodes(d, hn::InterleaveLower(d, low, high), codes + i);
+    StoreCodes(d, hn::InterleaveUpper(d, low, high), codes + i + 16);
+  }
+}
+
+// Negates the codes whose bit is set.
+HWY_INLINE void ApplySigns(const uint8_t* signs, int8_t* codes) {
+  const hn::CappedTag<int8_t, 32> d;
+  for (size_t i = 0; i < 256; i += hn::Lanes(d)) {
+    const auto code = hn::LoadU(d, codes + i);
+    hn::StoreU(hn::IfThenElse(hn::LoadMaskBits(d, signs + i / 8), hn::Neg(code), code), d,
+               codes + i);
+  }
+}
+
+struct EvenSignTable {
+  uint8_t signs[128];
+  constexpr EvenSignTable() : signs() {
+    for (uint32_t i = 0; i < 128; ++i) signs[i] = static_cast<uint8_t>(EvenSigns(i));
+  }
+};
+inline constexpr EvenSignTable kEvenSigns;
+
+// --- Formats
+// --------------------------------------------------------------------------------------
+
+HWY_INLINE void UnpackCodes(const BlockQ4_0& b, int8_t* codes) {
+  MapSplitNibbles(b.qs, codes,
+                  [](auto d, auto q, size_t) HWY_ATTR { return SubtractByte(d, q, 8); });
+}
+HWY_INLINE void UnpackScales(const BlockQ4_0& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ4_1& b, int8_t* codes) {
+  MapSplitNibbles(b.qs, codes, [](auto, auto q, size_t) HWY_ATTR { return q; });
+}
+HWY_INLINE void UnpackScales(const BlockQ4_1& b, float* scales, float* mins) {
+  scales[0] = HalfToFloat(b.d);
+  mins[0] = -HalfToFloat(b.m);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ5_0& b, int8_t* codes) {
+  MapSplitNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
+    return SubtractByte(d, hn::Or(q, BytesOfBits(d, b.qh + i / 8, 16)), 16);
+  });
+}
+HWY_INLINE void UnpackScales(const BlockQ5_0& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ5_1& b, int8_t* codes) {
+  MapSplitNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
+    return hn::Or(q, BytesOfBits(d, b.qh + i / 8, 16));
+  });
+}
+HWY_INLINE void UnpackScales(const BlockQ5_1& b, float* scales, float* mins) {
+  scales[0] = HalfToFloat(b.d);
+  mins[0] = -HalfToFloat(b.m);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ8_0& b, int8_t* codes) { std::memcpy(codes, b.qs, 32); }
+HWY_INLINE void UnpackScales(const BlockQ8_0& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackNibblesByTable(const uint8_t* qs, const int8_t* table16, int8_t* codes) {
+  MapSplitNibbles(qs, codes, [table16](auto d, auto q, size_t) HWY_ATTR {
+    return hn::TableLookupBytes(Table16(d, table16), q);
+  });
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ4_NL& b, int8_t* codes) {
+  UnpackNibblesByTable(b.qs, kIq4Values, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ4_NL& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackCodes(const BlockMXFP4& b, int8_t* codes) {
+  UnpackNibblesByTable(b.qs, kFp4Doubled, codes);
+}
+HWY_INLINE void UnpackScales(const BlockMXFP4& b, float* scales, float*) {
+  scales[0] = CodecMXFP4::Scale(b, 0);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ2_K& b, int8_t* codes) {
+  MapTwoBits(b.qs, codes, [](auto, auto q, size_t, size_t) HWY_ATTR { return q; });
+}
+HWY_INLINE void UnpackScales(const BlockQ2_K& b, float* scales, float* mins) {
+  const Bytes16 d;
+  uint8_t low[16], high[16];
+  for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
+    const auto bytes = hn::LoadU(d, b.scales + i);
+    hn::StoreU(LowNibble(d, bytes), d, low + i);
+    hn::StoreU(HighNibble(d, bytes), d, high + i);
+  }
+  ScaleIntegers<16>(low, HalfToFloat(b.d), scales);
+  ScaleIntegers<16>(high, HalfToFloat(b.dmin), mins);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ3_K& b, int8_t* codes) {
+  MapTwoBits(b.qs, codes, [&b](auto d, auto q, size_t i, size_t run) HWY_ATTR {
+    const auto high =
+        BytesWithBit(d, hn::LoadU(d, b.hmask + i), static_cast<uint8_t>(1u << run), 4);
+    return SubtractByte(d, hn::Or(q, high), 4);
+  });
+}
+HWY_INLINE void UnpackScales(const BlockQ3_K& b, float* scales, float*) {
+  const uint32_t a = LoadU32(b.scales), c = LoadU32(b.scales + 4), high = LoadU32(b.scales + 8);
+  const uint32_t words[4] = {(a & kLow4) | (high & kLow2) << 4,
+                             (c & kLow4) | ((high >> 2) & kLow2) << 4,
+                             ((a >> 4) & kLow4) | ((high >> 4) & kLow2) << 4,
+                             ((c >> 4) & kLow4) | ((high >> 6) & kLow2) << 4};
+  int8_t raw[16];
+  std::memcpy(raw, words, 16);
+  for (int8_t& r : raw) r = static_cast<int8_t>(r - 32);
+  ScaleIntegers<16>(raw, HalfToFloat(b.d), scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ4_K& b, int8_t* codes) {
+  MapKNibbles(b.qs, codes, [](auto, auto q, size_t) HWY_ATTR { return q; });
+}
+HWY_INLINE void UnpackScales(const BlockQ4_K& b, float* scales, float* mins) {
+  uint8_t scale[8], min[8];
+  UnpackKScales(b.scales, scale, min);
+  ScaleIntegers<8>(scale, HalfToFloat(b.d), scales);
+  ScaleIntegers<8>(min, HalfToFloat(b.dmin), mins);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ5_K& b, int8_t* codes) {
+  MapKNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
+    const auto high = hn::LoadU(d, b.qh + i % 32);
+    return hn::Or(q, BytesWithBit(d, high, static_cast<uint8_t>(1u << (i / 32)), 16));
+  });
+}
+HWY_INLINE void UnpackScales(const BlockQ5_K& b, float* scales, float* mins) {
+  uint8_t scale[8], min[8];
+  UnpackKScales(b.scales, scale, min);
+  ScaleIntegers<8>(scale, HalfToFloat(b.d), scales);
+  ScaleIntegers<8>(min, HalfToFloat(b.dmin), mins);
+}
+
+HWY_INLINE void UnpackCodes(const BlockQ6_K& b, int8_t* codes) {
+  const Bytes32 d;
+  const auto mask = hn::Set(d, uint8_t{0x30});
+  for (size_t half = 0; half < 2; ++half) {
+    for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
+      const auto a = hn::LoadU(d, b.ql + 64 * half + i);
+      const auto c = hn::LoadU(d, b.ql + 64 * half + 32 + i);
+      const auto high = hn::LoadU(d, b.qh + 32 * half + i);
+      int8_t* to = codes + 128 * half + i;
+      const auto store = [&](auto low, auto bits, int8_t* at) HWY_ATTR {
+        StoreCodes(d, SubtractByte(d, hn::Or(low, hn::And(bits, mask)), 32), at);
+      };
+      store(LowNibble(d, a), hn::ShiftLeft<4>(high), to);
+      store(LowNibble(d, c), hn::ShiftLeft<2>(high), to + 32);
+      store(HighNibble(d, a), high, to + 64);
+      store(HighNibble(d, c), hn::ShiftRight<2>(high), to + 96);
+    }
+  }
+}
+HWY_INLINE void UnpackScales(const BlockQ6_K& b, float* scales, float*) {
+  ScaleIntegers<16>(b.scales, HalfToFloat(b.d), scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ4_XS& b, int8_t* codes) {
+  for (size_t g = 0; g < 8; ++g) UnpackNibblesByTable(b.qs + 16 * g, kIq4Values, codes + 32 * g);
+}
+HWY_INLINE void UnpackScales(const BlockIQ4_XS& b, float* scales, float*) {
+  int8_t raw[8];
+  for (int g = 0; g < 8; ++g) {
+    const int low = (b.scales_l[g / 2] >> (4 * (g % 2))) & 15;
+    raw[g] = static_cast<int8_t>((low | ((b.scales_h >> (2 * g)) & 3) << 4) - 32);
+  }
+  ScaleIntegers<8>(raw, HalfToFloat(b.d), scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockTQ1_0& b, int8_t* codes) {
+  UnpackTernary(Bytes32(), b.qs, 32, 5, codes);
+  UnpackTernary(Bytes16(), b.qs + 32, 16, 5, codes + 160);
+  UnpackTernary(hn::CappedTag<uint8_t, 4>(), b.qh, 4, 4, codes + 240);
+}
+HWY_INLINE void UnpackScales(const BlockTQ1_0& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackCodes(const BlockTQ2_0& b, int8_t* codes) {
+  MapTwoBits(b.qs, codes,
+             [](auto d, auto q, size_t, size_t) HWY_ATTR { return SubtractByte(d, q, 1); });
+}
+HWY_INLINE void UnpackScales(const BlockTQ2_0& b, float* scales, float*) {
+  scales[0] = HalfToFloat(b.d);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ2_XXS& b, int8_t* codes) {
+  uint16_t points[32];
+  uint8_t signs[32];
+  for (int p = 0; p < 32; ++p) {
+    points[p] = kGridIQ2_XXS[CodecIQ2_XXS::Index(b, p)];
+    signs[p] = kEvenSigns.signs[(CodecIQ2_XXS::SignsAndScale(b, p / 4) >> (7 * (p % 4))) & 127];
+  }
+  UnpackPoints8(points, kIq2Values, codes);
+  ApplySigns(signs, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ2_XXS& b, float* scales, float*) {
+  uint8_t raw[8];
+  for (int g = 0; g < 8; ++g) raw[g] = static_cast<uint8_t>(b.qs[4 * g + 3] >> 12);
+  ScaleOddIntegers<8>(raw, HalfToFloat(b.d) * 0.125f, scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ2_XS& b, int8_t* codes) {
+  uint16_t points[32];
+  uint8_t signs[32];
+  for (int p = 0; p < 32; ++p) {
+    points[p] = kGridIQ2_XS[b.qs[p] & 511];
+    signs[p] = kEvenSigns.signs[b.qs[p] >> 9];
+  }
+  UnpackPoints8(points, kIq2Values, codes);
+  ApplySigns(signs, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ2_XS& b, float* scales, float*) {
+  uint8_t raw[16];
+  NibblePairs<8>(b.scales, raw);
+  ScaleOddIntegers<16>(raw, HalfToFloat(b.d) * 0.125f, scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ2_S& b, int8_t* codes) {
+  uint16_t points[32];
+  for (int p = 0; p < 32; ++p) points[p] = kGridIQ2_S[CodecIQ2_S::Index(b, p)];
+  UnpackPoints8(points, kIq2Values, codes);
+  ApplySigns(b.qs + 32, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ2_S& b, float* scales, float*) {
+  uint8_t raw[16];
+  NibblePairs<8>(b.scales, raw);
+  ScaleOddIntegers<16>(raw, HalfToFloat(b.d) * 0.125f, scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ3_XXS& b, int8_t* codes) {
+  uint16_t points[64];
+  uint8_t signs[32];
+  for (int p = 0; p < 64; ++p) points[p] = kGridIQ3_XXS[b.qs[p]];
+  for (int p = 0; p < 32; ++p) {
+    signs[p] = kEvenSigns.signs[(CodecIQ3_XXS::SignsAndScale(b, p / 4) >> (7 * (p % 4))) & 127];
+  }
+  UnpackPoints4(points, kIq3XxsValues, codes);
+  ApplySigns(signs, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ3_XXS& b, float* scales, float*) {
+  uint8_t raw[8];
+  for (int g = 0; g < 8; ++g) raw[g] = b.qs[64 + 4 * g + 3] >> 4;
+  ScaleOddIntegers<8>(raw, HalfToFloat(b.d) * 0.25f, scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ3_S& b, int8_t* codes) {
+  uint16_t points[64];
+  for (int p = 0; p < 64; ++p) points[p] = kGridIQ3_S[CodecIQ3_S::Index(b, p)];
+  UnpackPoints4(points, kIq3SValues, codes);
+  ApplySigns(b.signs, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ3_S& b, float* scales, float*) {
+  uint8_t raw[8];
+  NibblePairs<4>(b.scales, raw);
+  ScaleOddIntegers<8>(raw, HalfToFloat(b.d), scales);
+}
+
+// Adds shifts[p] to the eight codes of point p.
+HWY_INLINE void AddShifts(const int8_t* shifts, int8_t* codes) {
+  const hn::CappedTag<int8_t, 8> d;
+  for (size_t i = 0; i < 256; i += hn::Lanes(d)) {
+    hn::StoreU(hn::Add(hn::LoadU(d, codes + i), hn::Set(d, shifts[i / 8])), d, codes + i);
+  }
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ1_S& b, int8_t* codes) {
+  uint16_t points[32];
+  int8_t shifts[32];
+  for (int p = 0; p < 32; ++p) {
+    points[p] = kGridIQ1[CodecIQ1_S::Index(b, p)];
+    shifts[p] = b.qh[p / 4] >> 15 ? -1 : 1;
+  }
+  UnpackPoints8(points, kIq1Values, codes);
+  AddShifts(shifts, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ1_S& b, float* scales, float*) {
+  uint8_t raw[8];
+  for (int g = 0; g < 8; ++g) raw[g] = (b.qh[g] >> 12) & 7;
+  ScaleOddIntegers<8>(raw, HalfToFloat(b.d) * 0.125f, scales);
+}
+
+HWY_INLINE void UnpackCodes(const BlockIQ1_M& b, int8_t* codes) {
+  uint16_t points[32];
+  int8_t shifts[32];
+  for (int p = 0; p < 32; ++p) {
+    points[p] = kGridIQ1[CodecIQ1_M::Index(b, p)];
+    shifts[p] = CodecIQ1_M::HighNibble(b, p) & 8 ? -1 : 1;
+  }
+  UnpackPoints8(points, kIq1Values, codes);
+  AddShifts(shifts, codes);
+}
+HWY_INLINE void UnpackScales(const BlockIQ1_M& b, float* scales, float*) {
+  uint8_t raw[16];
+  for (int g = 0; g < 16; ++g) {
+    raw[g] = static_cast<uint8_t>((CodecIQ1_M::ScaleWord(b, g / 4) >> (3 * (g % 4))) & 7);
+  }
+  ScaleOddIntegers<16>(raw, HalfToFloat(CodecIQ1_M::SuperScale(b)) * 0.125f, scales);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#endif  // NIBBLE_KERNELS_UNPACK_INL_H_

@@ -1,0 +1,77 @@
+#include "nibble/target.h"
+
+#include <cctype>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+
+#include "hwy/highway.h"
+
+namespace nibble {
+namespace {
+
+std::string LowerCase(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return lower;
+}
+
+std::string NameOf(int64_t target) { return LowerCase(hwy::TargetName(target)); }
+
+// What the processor has, whatever is forced.
+std::vector<int64_t> RunnableTargets() {
+  static const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+  return targets;
+}
+
+void Use(int64_t targets) {
+  hwy::SetSupportedTargetsForTest(targets);  // 0: all
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+}  // namespace
+
+std::vector<std::string> SupportedTargets() {
+  std::vector<std::string> names;
+  for (int64_t target : RunnableTargets()) names.push_back(NameOf(target));
+  return names;
+}
+
+std::string CurrentTarget() {
+  ChooseTarget();
+  // Targets are bits, better ones lower.
+  const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+  return NameOf(supported & -supported);
+}
+
+Status ForceTarget(std::string_view name) {
+  ChooseTarget();
+  if (name.empty()) {
+    Use(0);
+    return OkStatus();
+  }
+  std::string known;
+  for (int64_t target : RunnableTargets()) {
+    if (NameOf(target) == LowerCase(name)) {
+      Use(target);
+      return OkStatus();
+    }
+    known += (known.empty() ? "" : ", ") + NameOf(target);
+  }
+  return InvalidArgument("target '" + std::string(name) + "' cannot run here; these can: " + known);
+}
+
+void ChooseTarget() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    const std::vector<int64_t> runnable = RunnableTargets();  // before anything is forced
+    const char* name = std::getenv("NIBBLE_TARGET");
+    int64_t chosen = 0;
+    for (int64_t target : runnable) {
+      if (name != nullptr && NameOf(target) == LowerCase(name)) chosen = target;
+    }
+    Use(chosen);
+  });
+}
+
+}  // namespace nibble
