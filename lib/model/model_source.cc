@@ -1,0 +1,258 @@
+#include "nibble/model_source.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <new>
+#include <optional>
+#include <unordered_map>
+
+#include "lib/io/mapped_file.h"
+#include "lib/model/hf_architecture.h"
+#include "lib/model/hf_tokenizer.h"
+#include "lib/model/json_file.h"
+#include "lib/model/tensor_plan.h"
+
+namespace nibble {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kMaxConfigBytes = 16 << 20;
+
+// Parameters as in "7.3M" or "1.2B": at least two digits.
+std::string SizeLabel(double parameters) {
+  constexpr std::pair<double, const char*> kScales[] = {
+      {1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {0, "K"}};
+  for (const auto& [from, suffix] : kScales) {
+    if (parameters < from) continue;
+    const double scaled = parameters / (from == 0 ? 1e3 : from);
+    char text[32];
+    std::snprintf(text, sizeof(text), std::lround(scaled) >= 10 ? "%.0f%s" : "%.1f%s", scaled,
+                  suffix);
+    return text;
+  }
+  return "";
+}
+
+// With experts: their number times what one of them and everything they share has.
+std::string SizeLabel(const TensorPlan& plan, int64_t experts) {
+  double shared = 0, stacked = 0;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    const double elements = static_cast<double>(tensor.rows()) * static_cast<double>(tensor.cols());
+    (tensor.parts.size() > 1 ? stacked : shared) += elements;
+  }
+  if (experts == 0) return SizeLabel(shared + stacked);
+  return std::to_string(experts) + "x" + SizeLabel(shared + stacked / static_cast<double>(experts));
+}
+
+// llama.cpp's number for what most weights of the matrices are stored as.
+uint32_t FileType(const TensorPlan& plan) {
+  std::map<Format, double> weights;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    if (tensor.dims.size() < 2) continue;
+    weights[tensor.format] +=
+        static_cast<double>(tensor.rows()) * static_cast<double>(tensor.cols());
+  }
+  const auto most = std::ranges::max_element(
+      weights, [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most == weights.end()) return 0;
+  return most->first == Format::kF16 ? 1 : most->first == Format::kBF16 ? 32 : 0;
+}
+
+std::string ModelName(const std::string& folder, const JsonObject& config) {
+  const nlohmann::json* given = config.Find("_name_or_path");
+  std::string name = given != nullptr && given->is_string() ? given->get<std::string>() : "";
+  while (name.ends_with('/')) name.pop_back();
+  name = name.substr(name.rfind('/') + 1);
+  if (!name.empty() && name != "." && name != "..") return name;
+  std::error_code error;
+  const fs::path whole = fs::canonical(folder, error);
+  return error ? "" : whole.filename().string();
+}
+
+void AddGeneral(const std::string& architecture, const std::string& name, const TensorPlan& plan,
+                int64_t experts, GgufMetadata& metadata) {
+  metadata.Set("general.architecture", architecture);
+  metadata.Set("general.type", std::string("model"));
+  if (!name.empty()) metadata.Set("general.name", name);
+  metadata.Set("general.size_label", SizeLabel(plan, experts));
+  metadata.Set("general.file_type", FileType(plan));
+  metadata.Set("general.quantization_version", uint32_t{2});
+}
+
+// Quantized weights are packed in their own ways, which must not pass for plain numbers.
+Status CheckNotQuantized(const JsonObject& config) {
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject quantization, config.ObjectOr("quantization_config"));
+  if (quantization.empty()) return OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(const std::string method,
+                          quantization.StringOr("quant_method", "unknown"));
+  return Unsupported(config.name() + ": the model is quantized already (" + Printable(method) +
+                     ")");
+}
+
+// One message a kind of notice: the first of each, and how many more there are.
+void Summarise(std::vector<std::string>& notices) {
+  constexpr size_t kMost = 8;
+  if (notices.size() <= kMost) return;
+  const size_t more = notices.size() - kMost;
+  notices.resize(kMost);
+  notices.push_back("and " + std::to_string(more) + " more of this kind");
+}
+
+}  // namespace
+
+struct ModelSource::Impl {
+  Container container = Container::kGguf;
+  std::optional<GgufFile> gguf;
+  std::optional<SafetensorsFile> safetensors;
+  GgufMetadata metadata;  // of safetensors; a GGUF file has its own
+  std::vector<ModelTensor> tensors;
+  std::vector<PlannedTensor> planned;                  // of safetensors, beside `tensors`
+  std::unordered_map<std::string_view, size_t> index;  // by name, into both
+  std::vector<std::string> paths;
+  std::vector<std::string> notices;
+
+  static Result<std::shared_ptr<const Impl>> Open(const std::string& path);
+
+  Status OpenGguf(const std::string& path);
+  Status OpenSafetensors(const std::string& path);
+  Status OpenFolder(const std::string& folder);
+  Status KeepNames(const std::string& where, const std::string& architecture,
+                   const std::string& name);
+  void TakePlan(TensorPlan&& plan);
+};
+
+Status ModelSource::Impl::OpenGguf(const std::string& path) {
+  container = Container::kGguf;
+  NIBBLE_ASSIGN_OR_RETURN(gguf, GgufFile::Open(path));
+  paths.assign(gguf->paths().begin(), gguf->paths().end());
+  for (const GgufTensor& tensor : gguf->tensors()) tensors.push_back({tensor, tensor.name});
+  return OkStatus();
+}
+
+Status ModelSource::Impl::OpenSafetensors(const std::string& path) {
+  container = Container::kSafetensors;
+  NIBBLE_ASSIGN_OR_RETURN(safetensors, SafetensorsFile::Open(path));
+  paths.assign(safetensors->paths().begin(), safetensors->paths().end());
+  return OkStatus();
+}
+
+Status ModelSource::Impl::KeepNames(const std::string& where, const std::string& architecture,
+                                    const std::string& name) {
+  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanByName(*safetensors, where));
+  AddGeneral(architecture, name, plan, 0, metadata);
+  TakePlan(std::move(plan));
+  return OkStatus();
+}
+
+Status ModelSource::Impl::OpenFolder(const std::string& folder) {
+  NIBBLE_RETURN_IF_ERROR(OpenSafetensors(folder));
+  const std::string config_path = (fs::path(folder) / "config.json").string();
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject json,
+                          JsonObject::LoadIfPresent(config_path, kMaxConfigBytes));
+  const std::string name = ModelName(folder, json);
+  if (json.empty()) {
+    notices.push_back(folder + ": no config.json: tensors keep their names");
+    return KeepNames(folder, "unknown", name);
+  }
+  paths.push_back(config_path);
+  NIBBLE_RETURN_IF_ERROR(CheckNotQuantized(json));
+  const Architecture* architecture = FindArchitecture(json);
+  if (architecture == nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string type, json.StringOr("model_type", "unknown"));
+    notices.push_back(config_path + ": an architecture that is not known here (model_type \"" +
+                      Printable(type) + "\"): tensors keep their names, and there is no tokenizer");
+    return KeepNames(folder, type, name);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(*architecture, json));
+  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanArchitecture(config, *safetensors, folder));
+  AddGeneral(architecture->name, name, plan, config.experts, metadata);
+  TakePlan(std::move(plan));
+  NIBBLE_RETURN_IF_ERROR(AddHyperparameters(config, json, metadata));
+  return AddTokenizer(folder, config, json, metadata, paths, notices);
+}
+
+void ModelSource::Impl::TakePlan(TensorPlan&& plan) {
+  planned = std::move(plan.tensors);
+  tensors.assign(planned.begin(), planned.end());  // the public part of each
+  notices.insert(notices.end(), plan.notices.begin(), plan.notices.end());
+}
+
+Result<std::shared_ptr<const ModelSource::Impl>> ModelSource::Impl::Open(const std::string& path) {
+  auto impl = std::make_shared<Impl>();
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return NotFound(path + ": no such file or folder");
+  if (error) return IoError(path + ": " + error.message());
+  if (fs::is_directory(status)) {
+    NIBBLE_RETURN_IF_ERROR(impl->OpenFolder(path));
+  } else if (path.ends_with(".safetensors") || path.ends_with(".safetensors.index.json")) {
+    NIBBLE_RETURN_IF_ERROR(impl->OpenSafetensors(path));
+    impl->notices.push_back(path +
+                            ": opened without its folder's config.json: tensors keep their names");
+    NIBBLE_RETURN_IF_ERROR(impl->KeepNames(path, "unknown", fs::path(path).stem().string()));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(impl->OpenGguf(path));
+  }
+  Summarise(impl->notices);
+  for (size_t i = 0; i < impl->tensors.size(); ++i) {
+    impl->index.emplace(impl->tensors[i].name, i);
+  }
+  return std::shared_ptr<const Impl>(std::move(impl));
+}
+
+Result<ModelSource> ModelSource::Open(const std::string& path) {
+  try {
+    ModelSource source;
+    NIBBLE_ASSIGN_OR_RETURN(source.impl_, Impl::Open(path));
+    return source;
+  } catch (const std::bad_alloc&) {
+    return OutOfMemory(path + ": not enough memory to open it");
+  } catch (const std::exception& e) {  // none is expected: libraries' own checks come first
+    return InternalError(path + ": " + e.what());
+  }
+}
+
+Container ModelSource::container() const { return impl_->container; }
+
+const GgufMetadata& ModelSource::metadata() const {
+  return impl_->gguf ? impl_->gguf->metadata() : impl_->metadata;
+}
+
+std::span<const ModelTensor> ModelSource::tensors() const { return impl_->tensors; }
+
+const ModelTensor* ModelSource::Find(std::string_view name) const {
+  const auto it = impl_->index.find(name);
+  return it == impl_->index.end() ? nullptr : &impl_->tensors[it->second];
+}
+
+std::span<const std::string> ModelSource::paths() const { return impl_->paths; }
+
+uint64_t ModelSource::file_bytes() const {
+  return impl_->gguf ? impl_->gguf->file_bytes() : impl_->safetensors->file_bytes();
+}
+
+std::span<const std::string> ModelSource::notices() const { return impl_->notices; }
+
+Result<Buffer> ModelSource::Read(const ModelTensor& tensor) const {
+  const auto it = impl_->index.find(tensor.name);
+  if (it == impl_->index.end()) return NotFound("no tensor " + tensor.name + " in the model");
+  if (impl_->gguf) return Buffer::Borrow(impl_->gguf->tensors()[it->second].data);
+  return MakeTensor(impl_->planned[it->second]);
+}
+
+void ModelSource::Release(const ModelTensor& tensor) const {
+  const auto it = impl_->index.find(tensor.name);
+  if (it == impl_->index.end()) return;
+  if (impl_->gguf) {
+    DropPages(impl_->gguf->tensors()[it->second].data);
+    return;
+  }
+  for (const SafetensorsTensor* part : impl_->planned[it->second].parts) DropPages(part->data);
+}
+
+}  // namespace nibble
