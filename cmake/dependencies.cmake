@@ -1,7 +1,7 @@
 find_package(Threads REQUIRED)
 
 # Highway before 1.1 has no u8 x i8 dot product.
-find_package(hwy 1.2 CONFIG QUIET)
+find_package(hwy 1.2 CONFIG QUIET GLOBAL)
 if(NOT hwy_FOUND)
   include(FetchContent)
   set(HWY_ENABLE_TESTS OFF CACHE BOOL "" FORCE)
@@ -18,8 +18,8 @@ find_package(nlohmann_json 3.11 REQUIRED)  # headers only: parses the safetensor
 
 if(NIBBLE_BUILD_MODEL)
   find_package(PkgConfig REQUIRED)
-  pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
-  pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+  pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET GLOBAL sentencepiece)
+  pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET GLOBAL libpcre2-8)
 endif()
 if(NIBBLE_BUILD_TOOLS)
   find_package(CLI11 2.1 REQUIRED)

@@ -1,0 +1,13 @@
+#!/bin/sh
+# pkg_config.sh PREFIX EXAMPLES BUILD: builds and runs the examples with nothing but pkg-config.
+set -eu
+prefix=$1 examples=$2 build=$3
+PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name nibble.pc)")
+export PKG_CONFIG_PATH
+mkdir -p "$build"
+flags=$(pkg-config --static --cflags --libs nibble)
+# The flags are words on purpose.
+# shellcheck disable=SC2086
+"${CXX:-c++}" -std=c++20 "$examples/quantize_buffer.cc" -o "$build/consumer" $flags
+export LD_LIBRARY_PATH="$(dirname "$PKG_CONFIG_PATH")"
+"$build/consumer"
