@@ -68,26 +68,8 @@ constexpr NIBBLE_HD uint32_t Fp4CodeOfRank(int rank) {
   return kCodes[rank & 15];
 }
 
-// What a code stands for before it is scaled. `table`: of Code::kTable.
-constexpr NIBBLE_HD float CodeValue(const Scheme& scheme, uint32_t code, const float* table) {
-  switch (scheme.code) {
-    case Code::kNf4:
-      return Nf4Value(code);
-    case Code::kFp4:
-      return Fp4Value(code);
-    case Code::kF8E4M3:
-      return F8E4M3ToFloat(static_cast<uint8_t>(code));
-    case Code::kF8E5M2:
-      return F8E5M2ToFloat(static_cast<uint8_t>(code));
-    case Code::kTable:
-      return table[code];
-    default:
-      return static_cast<float>(scheme.symmetric ? SignExtend(code, scheme.bits)
-                                                 : static_cast<int>(code));
-  }
-}
-
-// --- Scales and zeros ----------------------------------------------------------------------------
+// --- Planes of scales, zeros and tables
+// ----------------------------------------------------------------------------
 
 // Element i of a little-endian plane of any alignment.
 constexpr NIBBLE_HD float LoadPlaneFloat(const uint8_t* plane, DType dtype, int64_t i) {
@@ -100,6 +82,25 @@ constexpr NIBBLE_HD float LoadPlaneFloat(const uint8_t* plane, DType dtype, int6
   const uint8_t* at = plane + 2 * i;
   const uint16_t bits = static_cast<uint16_t>(at[0] | at[1] << 8);
   return dtype == DType::kF16 ? ToFloat(F16{bits}) : ToFloat(BF16{bits});
+}
+
+// What a code stands for before it is scaled. `table`: the plane of Code::kTable.
+constexpr NIBBLE_HD float CodeValue(const Scheme& scheme, uint32_t code, const uint8_t* table) {
+  switch (scheme.code) {
+    case Code::kNf4:
+      return Nf4Value(code);
+    case Code::kFp4:
+      return Fp4Value(code);
+    case Code::kF8E4M3:
+      return F8E4M3ToFloat(static_cast<uint8_t>(code));
+    case Code::kF8E5M2:
+      return F8E5M2ToFloat(static_cast<uint8_t>(code));
+    case Code::kTable:
+      return LoadPlaneFloat(table, DType::kF32, code);
+    default:
+      return static_cast<float>(scheme.symmetric ? SignExtend(code, scheme.bits)
+                                                 : static_cast<int>(code));
+  }
 }
 
 // Double quantization: 256 scales share a maximum, and each is a code of the dynamic map.
@@ -152,7 +153,7 @@ struct PlanarPlanes {
   const uint8_t* scales = nullptr;
   const uint8_t* zeros = nullptr;
   const uint8_t* group_index = nullptr;  // i32
-  const float* table = nullptr;
+  const uint8_t* table = nullptr;
   const uint8_t* super_scales = nullptr;
 
   // Scales of the matrix.

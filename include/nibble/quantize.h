@@ -3,6 +3,7 @@
 #define NIBBLE_QUANTIZE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "nibble/format.h"
@@ -24,6 +25,8 @@ struct QuantizeOptions {
   // Mean square of the layer's input by column (`cols` values, finite, >= 0): errors of a column
   // count by it. Empty: all count alike.
   std::span<const float> importance;
+  // Of schemes with has_group_index: the group of each column, `cols` values in [0, GroupsPerRow).
+  std::span<const int32_t> group_index;
   NonFinite non_finite = NonFinite::kError;
   ParallelFor parallel;
 };
@@ -40,7 +43,12 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
 
 // Quantizes to a planar scheme by rounding to nearest: absmax, q = round(w / max|w| * (2^(b-1) - 1)),
 // or zero-point, q = round((w - min) / (max - min) * (2^b - 1)), or the nearest value of a codebook.
-// `table` holds the 2^bits values of Code::kTable, ascending.
+// Codes are chosen under the scale as it is stored, rounded to scale_dtype. Importance moves the
+// scales and zeros of channels and groups of integer codes and codebooks to where the weighted error
+// is least; f8 codes and per-tensor scales it leaves as they are. NF4 and FP4 give the codes and
+// scales of bitsandbytes, which runs over the flattened matrix: the same where the group divides
+// `cols`; for others, hand in the matrix as one row. An integer zero point, u8, widens the range to
+// hold 0. `table` holds the 2^bits values of Code::kTable, finite and ascending.
 Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
                                  const QuantizeOptions& options = {},
                                  std::span<const float> table = {});

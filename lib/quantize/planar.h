@@ -2,12 +2,16 @@
 #ifndef NIBBLE_LIB_QUANTIZE_PLANAR_H_
 #define NIBBLE_LIB_QUANTIZE_PLANAR_H_
 
+#include "kernels/codec_planar.h"
 #include "nibble/parallel.h"
 #include "nibble/quantized_tensor.h"
 #include "nibble/status.h"
 #include "nibble/tensor.h"
 
 namespace nibble {
+
+// The planes of a tensor of a Scheme, for kernels.
+PlanarPlanes PlanesOf(const QuantizedTensor& tensor);
 
 // Dequantize() of a tensor whose planes follow a Scheme: writes rows x cols decoded weights to
 // `out` (f32, f16 or bf16). Checks the shapes, the devices and that every group index lies in its
