@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/codec_simple.h"
 #include "nibble/blocks.h"
 
 namespace nibble::oracle {
@@ -59,6 +60,7 @@ inline float AffineCodes(const float* w, int largest, uint8_t* codes, float* min
     *min = std::min(*min, w[i]);
   }
   *min += 0.0f;  // one zero, whichever came first
+  max += 0.0f;
   const float d = (max - *min) / static_cast<float>(largest);
   const float id = Reciprocal(d);
   for (int i = 0; i < 32; ++i) {
@@ -129,12 +131,14 @@ inline float TernaryCodes(const float* w, uint8_t* codes) {
   return d;
 }
 
-// The digits of `count` weights `stride` apart, first digit most significant, as the rounded-up
-// fraction of 243 in 256.
+// Five digits of base 3 as the rounded-up fraction of 243 in 256.
+constexpr uint8_t TernaryByte(int value) { return static_cast<uint8_t>((value * 256 + 242) / 243); }
+
+// The digits of `count` weights `stride` apart, first digit most significant.
 inline uint8_t PackTernary(const uint8_t* codes, int count, int stride) {
   int value = 0;
   for (int n = 0; n < 5; ++n) value = value * 3 + (n < count ? codes[n * stride] : 0);
-  return static_cast<uint8_t>((value * 256 + 242) / 243);
+  return TernaryByte(value);
 }
 
 inline void Encode(const float* w, BlockTQ1_0& b) {
@@ -167,16 +171,16 @@ inline uint8_t MxExponent(float max) {
   return static_cast<uint8_t>(std::max(exponent, 0));
 }
 
+// Between the magnitudes 0 1 2 3 4 6 8 12 of the doubled codebook; a tie goes to the smaller one.
+inline constexpr float kMxBounds[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5, 7, 10};
+
 inline void Encode(const float* w, BlockMXFP4& b) {
   b.e = MxExponent(MaxMagnitude(w, 32));
-  // Half a unit: the doubled codebook is 0 1 2 3 4 6 8 12, a tie goes to the smaller magnitude.
-  const float d =
-      std::bit_cast<float>(b.e < 2 ? 0x00200000u << b.e : static_cast<uint32_t>(b.e - 1) << 23);
-  constexpr float kBounds[7] = {0.5f, 1.5f, 2.5f, 3.5f, 5, 7, 10};
+  const float unit = CodecMXFP4::Scale(b, 0);
   uint8_t codes[32];
   for (int i = 0; i < 32; ++i) {
     int code = 0;
-    for (float bound : kBounds) code += std::fabs(w[i]) > bound * d;
+    for (float bound : kMxBounds) code += std::fabs(w[i]) > bound * unit;
     codes[i] = static_cast<uint8_t>(code | (code > 0 && w[i] < 0 ? 8 : 0));
   }
   PackNibbles(codes, b.qs);
