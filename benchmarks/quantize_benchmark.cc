@@ -1,0 +1,86 @@
+// Quantize a 1024 x 4096 matrix of f32, for each format, on one and two threads; ggml beside it in
+// the same rounds.
+//
+//   Mweights/s   weights a second, in millions        vs_ggml   ggml's time / nibble's time
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "benchmarks/peers.h"
+#include "benchmarks/turns.h"
+#include "nibble/quantize.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kRows = 1024, kCols = 4096;
+
+// Sums of twelve uniform numbers: close to normal, as weights are.
+std::vector<float> Weights() {
+  std::vector<float> weights(kRows * kCols);
+  uint32_t state = 1;
+  for (float& w : weights) {
+    int32_t sum = 0;
+    for (int i = 0; i < 12; ++i) {
+      state = state * 1664525u + 1013904223u;
+      sum += static_cast<int32_t>(state >> 16) - 32768;
+    }
+    w = static_cast<float>(sum) * 3e-7f;
+  }
+  return weights;
+}
+
+using QuantizeChunk = size_t(int type, const float* from, void* to, int64_t start, int64_t rows,
+                             int64_t cols, const float* importance);
+
+void MeasureQuantize(benchmark::State& state, FormatInfo info) {
+  const int threads = static_cast<int>(state.range(0));
+  ThreadPool pool(threads);
+  QuantizeOptions options;
+  if (threads > 1) options.parallel = pool.parallel_for();
+  static const std::vector<float> weights = Weights();
+  std::vector<std::byte> out(*FormatBytes(info.format, kRows, kCols)), other = out;
+  const auto chunk = Ggml::Get().Symbol<QuantizeChunk>("ggml_quantize_chunk");
+
+  Turns nibble(threads), ggml(threads);
+  for (auto _ : state) {
+    Status status;
+    state.SetIterationTime(nibble.Run([&] {
+      status = QuantizeTo(ViewOf(weights.data(), kRows, kCols), info.format, out, options);
+    }));
+    if (!status.ok()) {
+      state.SkipWithError(status.message().c_str());
+      return;
+    }
+    if (chunk == nullptr) continue;
+    constexpr int64_t kStep = 8;  // rows a task
+    ggml.Run([&] {
+      options.parallel(kRows / kStep, [&](int64_t task, int) {
+        chunk(static_cast<int>(info.format), weights.data(), other.data(), task * kStep * kCols,
+              kStep, kCols, nullptr);
+      });
+    });
+  }
+  state.counters["Mweights/s"] = static_cast<double>(weights.size()) / nibble.Median() / 1e6;
+  if (ggml.Median() > 0) state.counters["vs_ggml"] = ggml.Median() / nibble.Median();
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  for (const nibble::FormatInfo& info : nibble::AllFormats()) {
+    if (!info.can_encode()) continue;
+    benchmark::RegisterBenchmark((std::string("quantize/") + info.name).c_str(),
+                                 nibble::MeasureQuantize, info)
+        ->ArgName("threads")
+        ->Arg(1)
+        ->Arg(2)
+        ->Iterations(9)
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
+  }
+  benchmark::RunSpecifiedBenchmarks();
+}
