@@ -1,7 +1,7 @@
 // GGUF files that are right: those of the reference package, nibble's own, shards.
 #include "nibble/gguf.h"
 
-#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -224,6 +224,17 @@ TEST(GgufWriter, ShardsHoldTheLimitAndOpenAsOne) {
     EXPECT_EQ(ReadWholeFile(folder / "joined.gguf"), ReadWholeFile(kFiles + "python.gguf"));
     for (const std::string& name : folder.List()) std::filesystem::remove(folder / name);
   }
+}
+
+// For reference/files/check_files.py, which reads them with the packages that own the formats.
+TEST(GgufWriter, WritesFilesForTheReferencePackages) {
+  const char* folder = std::getenv("NIBBLE_WRITE_FILES");
+  if (folder == nullptr) GTEST_SKIP() << "NIBBLE_WRITE_FILES names no folder";
+  const GgufFile file = MustOpen(kFiles + "python.gguf");
+  const std::string to = std::string(folder) + "/nibble";
+  EXPECT_TRUE(Copy(file, to + ".gguf", {}).ok());
+  EXPECT_TRUE(Copy(file, to + "-aligned-64.gguf", {.alignment = 64}).ok());
+  EXPECT_TRUE(Copy(file, to + "-split.gguf", {.max_shard_bytes = 1}).ok());
 }
 
 TEST(GgufWriter, OneShardThatFitsIsAPlainFile) {

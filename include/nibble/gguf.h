@@ -77,7 +77,7 @@ struct GgufTensor : GgufTensorInfo {
 // sizes, offsets, overlaps and duplicates before Open returned. Data pages are read when touched.
 class GgufFile {
  public:
-  // Opening any shard opens all of them; their tensors appear in order as one file.
+  // Opening any shard opens all of them; their tensors and metadata appear as one file's.
   static Result<GgufFile> Open(const std::string& path);
 
   uint32_t version() const;
@@ -95,7 +95,9 @@ class GgufFile {
 
 struct GgufWriteOptions {
   uint64_t alignment = 32;         // a power of two, at least 8; kept in general.alignment if not 32
-  uint64_t max_shard_bytes = 0;    // 0: one file. Else shards "NAME-00001-of-00003.gguf" are written
+  // 0: one file. Else files of at most so many bytes (or of one larger tensor), named
+  // "NAME-00001-of-00003.gguf" with llama.cpp's split.* keys; a single file where that suffices.
+  uint64_t max_shard_bytes = 0;
 };
 
 // Writes a file tensor by tensor. Everything goes beside the target under a temporary name and takes

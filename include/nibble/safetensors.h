@@ -26,7 +26,7 @@ struct SafetensorsInfo {
 };
 
 struct SafetensorsTensor : SafetensorsInfo {
-  std::span<const std::byte> data;  // in the mapped file
+  std::span<const std::byte> data;  // in the mapped file; the format promises it no alignment
 };
 
 // A file, or a model of several under "model.safetensors.index.json". Checked in full by Open:
@@ -49,7 +49,10 @@ class SafetensorsFile {
 
 struct SafetensorsWriteOptions {
   std::map<std::string, std::string> metadata;
-  uint64_t max_shard_bytes = 0;  // 0: one file. Else shards and an index file beside them
+  // 0: one file. Else files of at most so many bytes (or of one larger tensor), named
+  // "NAME-00001-of-00003.safetensors", and "NAME.safetensors.index.json"; a single file where that
+  // suffices.
+  uint64_t max_shard_bytes = 0;
 };
 
 // As GgufWriter: fixed list of tensors, streamed data, temporary names until Finish().

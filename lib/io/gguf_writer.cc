@@ -5,8 +5,8 @@
 #include "lib/io/errors.h"
 #include "lib/io/gguf_layout.h"
 #include "lib/io/name_index.h"
-#include "lib/io/output_file.h"
 #include "lib/io/shards.h"
+#include "lib/io/tensor_stream.h"
 #include "nibble/gguf.h"
 
 namespace nibble {
@@ -225,76 +225,7 @@ class Planner {
 }  // namespace
 
 struct GgufWriter::Impl {
-  std::string path;
-  std::vector<std::string> names;  // of the tensors, for messages
-  Plan plan;
-  uint64_t alignment = 0;
-  std::vector<OutputFile> files;  // the last one is open, those before are closed
-  size_t tensor = 0;              // the next to receive bytes
-  uint64_t received = 0;          // bytes of it that came
-  bool finished = false;
-
-  std::string ShardPath(size_t index) const {
-    const size_t count = plan.shards.size();
-    if (count == 1) return path;
-    return MakeShardName(WithoutExtension(path, kGgufExtension), static_cast<uint32_t>(index),
-                         static_cast<uint32_t>(count), kGgufExtension);
-  }
-
-  Status BeginShard() {
-    const ShardPlan& shard = plan.shards[files.size()];
-    NIBBLE_ASSIGN_OR_RETURN(OutputFile file,
-                            OutputFile::Create(ShardPath(files.size()), shard.file_bytes));
-    files.push_back(std::move(file));
-    return files.back().Append(shard.header);
-  }
-
-  Status Append(std::span<const std::byte> data) {
-    if (finished) return InvalidArgument(path + ": data after Finish()");
-    if (data.empty()) return OkStatus();
-    if (tensor == names.size()) {
-      return InvalidArgument(path + ": " + std::to_string(data.size()) +
-                             " bytes after those of the last tensor");
-    }
-    const uint64_t bytes = plan.tensor_bytes[tensor];
-    if (data.size() > bytes - received) {
-      return InvalidArgument(path + ": tensor " + Quoted(names[tensor]) + " has " +
-                             std::to_string(bytes) + " bytes, " +
-                             std::to_string(received + data.size()) + " came");
-    }
-    const ShardPlan& shard = plan.shards[files.size() - 1];
-    if (tensor == shard.first + shard.count) {
-      NIBBLE_RETURN_IF_ERROR(files.back().Close());
-      NIBBLE_RETURN_IF_ERROR(BeginShard());
-    }
-    NIBBLE_RETURN_IF_ERROR(files.back().Append(data));
-    received += data.size();
-    if (received == bytes) {
-      NIBBLE_RETURN_IF_ERROR(files.back().AppendZeros(AlignUp(bytes, alignment) - bytes));
-      received = 0;
-      ++tensor;
-    }
-    return OkStatus();
-  }
-
-  Status Finish() {
-    if (finished) return InvalidArgument(path + ": Finish() twice");
-    if (tensor != names.size()) {
-      return InvalidArgument(path + ": tensor " + Quoted(names[tensor]) + " has only " +
-                             std::to_string(received) + " of its " +
-                             std::to_string(plan.tensor_bytes[tensor]) + " bytes");
-    }
-    NIBBLE_RETURN_IF_ERROR(files.back().Close());
-    for (size_t i = 0; i < files.size(); ++i) {
-      if (files[i].bytes_written() != plan.shards[i].file_bytes) {
-        return InternalError(ShardPath(i) + ": its size is not the planned one");
-      }
-    }
-    // The first shard last: without it nobody opens the others.
-    for (size_t i = files.size(); i-- > 0;) NIBBLE_RETURN_IF_ERROR(files[i].Commit());
-    finished = true;
-    return SyncFolderOf(path);
-  }
+  TensorStream stream;
 };
 
 GgufWriter::GgufWriter() = default;
@@ -308,18 +239,24 @@ Result<GgufWriter> GgufWriter::Create(const std::string& path, const GgufMetadat
   return CatchAllocationFailure(path, [&]() -> Result<GgufWriter> {
     Result<Plan> plan = Planner(metadata, tensors, options).Make();
     if (!plan.ok()) return std::move(plan).status().WithContext(path);
-    GgufWriter writer;
-    writer.impl_ = std::make_unique<Impl>();
-    Impl& impl = *writer.impl_;
-    impl.path = path;
-    impl.plan = *std::move(plan);
-    impl.alignment = options.alignment;
-    for (GgufTensorInfo& tensor : tensors) impl.names.push_back(std::move(tensor.name));
-    for (size_t i = 0; i < impl.plan.shards.size(); ++i) {
-      NIBBLE_RETURN_IF_ERROR(CheckOutputPath(impl.ShardPath(i)));
+    std::vector<PlannedFile> files;
+    const auto count = static_cast<uint32_t>(plan->shards.size());
+    for (uint32_t i = 0; i < count; ++i) {
+      ShardPlan& shard = plan->shards[i];
+      files.push_back({count == 1 ? path
+                                  : MakeShardName(WithoutExtension(path, kGgufExtension), i, count,
+                                                  kGgufExtension),
+                       std::move(shard.header), shard.count, shard.file_bytes});
     }
-    NIBBLE_RETURN_IF_ERROR(CheckFreeSpace(path, impl.plan.file_bytes()));
-    NIBBLE_RETURN_IF_ERROR(impl.BeginShard());
+    std::vector<PlannedTensor> planned;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      planned.push_back({std::move(tensors[i].name), plan->tensor_bytes[i]});
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        TensorStream stream,
+        TensorStream::Create(std::move(files), std::move(planned), options.alignment));
+    GgufWriter writer;
+    writer.impl_ = std::make_unique<Impl>(Impl{std::move(stream)});
     return writer;
   });
 }
@@ -333,10 +270,8 @@ Result<uint64_t> GgufWriter::TotalBytes(const GgufMetadata& metadata,
   });
 }
 
-Status GgufWriter::Append(std::span<const std::byte> data) {
-  return CatchAllocationFailure(impl_->path, [&] { return impl_->Append(data); });
-}
+Status GgufWriter::Append(std::span<const std::byte> data) { return impl_->stream.Append(data); }
 
-Status GgufWriter::Finish() { return impl_->Finish(); }
+Status GgufWriter::Finish() { return impl_->stream.Finish(); }
 
 }  // namespace nibble

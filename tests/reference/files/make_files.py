@@ -1,6 +1,6 @@
 """Makes the small GGUF and safetensors files beside this script with their owners' packages.
 
-    pip install gguf safetensors numpy ml_dtypes
+    pip install gguf safetensors numpy
     python make_files.py
 """
 
@@ -45,6 +45,14 @@ def tensors():
     }
 
 
+def safetensors_tensors():
+    return tensors() | {
+        "scalar": np.array(2.5, dtype=np.float64),
+        "empty": np.zeros((0, 3), dtype=np.int64),
+        "flags": np.array([True, False]),
+    }
+
+
 def q8_0():
     return gguf.quants.quantize(
         np.linspace(-4, 4, 64, dtype=np.float32).reshape(2, 32), gguf.GGMLQuantizationType.Q8_0
@@ -75,12 +83,9 @@ def main():
     data[4:8] = struct.pack("<I", 2)
     (HERE / "python-v2.gguf").write_bytes(data)
 
-    arrays = tensors() | {
-        "scalar": np.array(2.5, dtype=np.float64),
-        "empty": np.zeros((0, 3), dtype=np.int64),
-        "flags": np.array([True, False]),
-    }
-    safetensors.numpy.save_file(arrays, HERE / "python.safetensors", metadata={"format": "np"})
+    safetensors.numpy.save_file(
+        safetensors_tensors(), HERE / "python.safetensors", metadata={"format": "np"}
+    )
 
 
 if __name__ == "__main__":
