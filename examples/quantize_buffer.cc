@@ -32,8 +32,8 @@ static nibble::Status Run() {
   NIBBLE_ASSIGN_OR_RETURN(
       nibble::QuantizedTensor quantized,
       nibble::Quantize(nibble::ViewOf(weights.data(), rows, cols), nibble::Format::kQ4_0, options));
-  NIBBLE_RETURN_IF_ERROR(nibble::Dequantize(
-      quantized, nibble::ViewOf(restored.data(), rows, cols), options.parallel));
+  NIBBLE_RETURN_IF_ERROR(
+      nibble::Dequantize(quantized, nibble::ViewOf(restored.data(), rows, cols), options.parallel));
   // [readme]
 
   double error = 0, power = 0;

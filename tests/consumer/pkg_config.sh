@@ -9,5 +9,8 @@ flags=$(pkg-config --static --cflags --libs nibble)
 # The flags are words on purpose.
 # shellcheck disable=SC2086
 "${CXX:-c++}" -std=c++20 "$examples/quantize_buffer.cc" -o "$build/consumer" $flags
+# shellcheck disable=SC2086
+"${CC:-cc}" -std=c99 -pedantic -Wall -Werror "$examples/c_api.c" -o "$build/consumer_c" $flags
 export LD_LIBRARY_PATH="$(dirname "$PKG_CONFIG_PATH")"
 "$build/consumer"
+"$build/consumer_c"

@@ -1,0 +1,207 @@
+/* nibble for C (C99) and for every language that calls C.
+ *
+ * No function throws, prints, aborts or keeps global state; all may be called from many threads at
+ * once on different outputs. Functions that can fail return a nibble_status and, unless `error` is
+ * NULL, leave one line there that says why; on success its message is empty. Structs of options may
+ * be zeroed for the defaults. What a handle's functions point at lives as long as the handle. */
+#ifndef NIBBLE_C_API_H_
+#define NIBBLE_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum nibble_status {
+  NIBBLE_OK = 0,
+  NIBBLE_INVALID_ARGUMENT = 1, /* the arguments contradict each other or the operation */
+  NIBBLE_UNSUPPORTED = 2,      /* well-formed, but this version cannot do it */
+  NIBBLE_CORRUPT = 3,          /* bytes that violate their format */
+  NIBBLE_NOT_FOUND = 4,        /* a file, tensor or key that is not there */
+  NIBBLE_IO = 5,               /* the operating system refused */
+  NIBBLE_OUT_OF_MEMORY = 6,
+  NIBBLE_CANCELLED = 7,
+  NIBBLE_INTERNAL = 8 /* a defect in nibble */
+} nibble_status;
+
+typedef struct nibble_error {
+  char message[512]; /* one line, cut where it is longer */
+} nibble_error;
+
+/* "invalid_argument", ... */
+const char* nibble_status_name(nibble_status status);
+
+/* "0.1.0" */
+const char* nibble_version(void);
+
+/* ---- matrices of the caller ---- */
+
+typedef enum nibble_dtype { NIBBLE_F32 = 0, NIBBLE_F16 = 1, NIBBLE_BF16 = 2 } nibble_dtype;
+
+/* Row-major. A weight is [out_features, in_features]. */
+typedef struct nibble_matrix {
+  const void* data;
+  nibble_dtype dtype;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride; /* in elements; 0 stands for cols */
+} nibble_matrix;
+
+typedef struct nibble_mutable_matrix {
+  void* data;
+  nibble_dtype dtype;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+} nibble_mutable_matrix;
+
+/* The caller's threads. run(context, count, task, argument) calls task(argument, i, worker) once
+ * for every i in [0, count), on any threads, with 0 <= worker < workers and no two concurrent calls
+ * sharing a worker, and returns when all are done. Zeroed: the calling thread does everything. */
+typedef void (*nibble_task)(void* argument, int64_t index, int worker);
+typedef struct nibble_parallel_for {
+  void (*run)(void* context, int64_t count, nibble_task task, void* argument);
+  void* context;
+  int workers;
+} nibble_parallel_for;
+
+/* ---- block formats: those of GGUF files ---- */
+
+typedef struct nibble_format_info {
+  uint32_t id;      /* the number in GGUF files */
+  const char* name; /* "q4_K"; static */
+  uint32_t block_weights;
+  uint32_t block_bytes;
+  int can_encode;
+  int can_decode;
+} nibble_format_info;
+
+size_t nibble_format_count(void);
+/* By place in the list, 0 <= index < nibble_format_count(). */
+nibble_status nibble_format_at(size_t index, nibble_format_info* info, nibble_error* error);
+nibble_status nibble_format_by_id(uint32_t id, nibble_format_info* info, nibble_error* error);
+/* In any letter case. */
+nibble_status nibble_format_by_name(const char* name, nibble_format_info* info,
+                                    nibble_error* error);
+
+/* Bytes of rows x cols weights. Refuses a `cols` that the block does not divide, and overflow. */
+nibble_status nibble_format_bytes(uint32_t format, int64_t rows, int64_t cols, size_t* bytes,
+                                  nibble_error* error);
+
+typedef struct nibble_quantize_options {
+  /* Mean squares of the layer's inputs, `cols` values: errors of a column count by them. Or NULL.
+   */
+  const float* importance;
+  int clamp_non_finite; /* 0: NaN and infinity are errors that name row and column */
+  nibble_parallel_for parallel;
+} nibble_quantize_options;
+
+/* Quantizes to a block format. `out` holds exactly nibble_format_bytes bytes, of any alignment. The
+ * bytes depend on the weights, format and options alone. `options` may be NULL. */
+nibble_status nibble_quantize(nibble_matrix weights, uint32_t format, void* out, size_t out_bytes,
+                              const nibble_quantize_options* options, nibble_error* error);
+
+/* Decodes blocks of any alignment into `out`. `parallel` may be NULL. */
+nibble_status nibble_dequantize(uint32_t format, const void* blocks, size_t blocks_bytes,
+                                nibble_mutable_matrix out, const nibble_parallel_for* parallel,
+                                nibble_error* error);
+
+/* ---- quantized matrices: block formats and planar schemes alike ---- */
+
+typedef struct nibble_tensor nibble_tensor;
+
+typedef enum nibble_plane {
+  NIBBLE_PLANE_CODES = 0, /* a block format has this one alone */
+  NIBBLE_PLANE_SCALES = 1,
+  NIBBLE_PLANE_ZEROS = 2,
+  NIBBLE_PLANE_GROUP_INDEX = 3,
+  NIBBLE_PLANE_TABLE = 4,
+  NIBBLE_PLANE_SUPER_SCALES = 5,
+  NIBBLE_PLANE_COUNT = 6
+} nibble_plane;
+
+/* `type` names a block format ("q4_K") or a planar scheme ("int4 sym g64 f16", "nf4 g64 double").
+ */
+nibble_status nibble_tensor_quantize(nibble_matrix weights, const char* type,
+                                     const nibble_quantize_options* options, nibble_tensor** tensor,
+                                     nibble_error* error);
+
+/* Around planes of the caller, which keeps them alive and unchanged as long as the handle; each has
+ * exactly the size that the type asks for (NULL and 0 for those that it does not have). */
+nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
+                                   const void* const planes[NIBBLE_PLANE_COUNT],
+                                   const size_t plane_bytes[NIBBLE_PLANE_COUNT],
+                                   nibble_tensor** tensor, nibble_error* error);
+
+int64_t nibble_tensor_rows(const nibble_tensor* tensor);
+int64_t nibble_tensor_cols(const nibble_tensor* tensor);
+size_t nibble_tensor_bytes(const nibble_tensor* tensor); /* all planes together */
+/* NULL and 0 for a plane that it does not have. */
+const void* nibble_tensor_plane(const nibble_tensor* tensor, nibble_plane plane, size_t* bytes);
+
+nibble_status nibble_tensor_dequantize(const nibble_tensor* tensor, nibble_mutable_matrix out,
+                                       const nibble_parallel_for* parallel, nibble_error* error);
+
+void nibble_tensor_free(nibble_tensor* tensor); /* NULL is fine */
+
+/* ---- products ---- */
+
+typedef enum nibble_precision {
+  NIBBLE_PRECISION_INT8 = 0, /* activations rounded to int8 by groups of columns, integer dots */
+  NIBBLE_PRECISION_BF16 = 1, /* activations and decoded weights in bf16, sums in f32 */
+  NIBBLE_PRECISION_F32 = 2   /* decoded weights and products in f32: the reference */
+} nibble_precision;
+
+typedef struct nibble_matmul_options {
+  nibble_precision precision;
+  int accumulate;    /* out += product instead of out = product */
+  const float* bias; /* a value for each output column, added to every row of out; or NULL */
+  nibble_parallel_for parallel;
+} nibble_matmul_options;
+
+/* out[M, N] (f32) = activations[M, K] (f32, f16, bf16) x weights[N, K]^T. `options` may be NULL. */
+nibble_status nibble_matmul(nibble_matrix activations, const nibble_tensor* weights,
+                            nibble_mutable_matrix out, const nibble_matmul_options* options,
+                            nibble_error* error);
+
+/* ---- GGUF files ---- */
+
+typedef struct nibble_gguf nibble_gguf;
+
+typedef struct nibble_gguf_tensor {
+  const char* name;
+  uint32_t format;
+  int dims_count;   /* 1 to 4 */
+  int64_t dims[4];  /* dims[0] is the length of a row; unused ones are 1 */
+  const void* data; /* in the mapped file */
+  size_t bytes;
+} nibble_gguf_tensor;
+
+/* Maps a file, or all shards of one; everything is checked before it returns. */
+nibble_status nibble_gguf_open(const char* path, nibble_gguf** file, nibble_error* error);
+size_t nibble_gguf_tensor_count(const nibble_gguf* file);
+nibble_status nibble_gguf_tensor_at(const nibble_gguf* file, size_t index,
+                                    nibble_gguf_tensor* tensor, nibble_error* error);
+nibble_status nibble_gguf_find_tensor(const nibble_gguf* file, const char* name,
+                                      nibble_gguf_tensor* tensor, nibble_error* error);
+
+/* Metadata: keys in file order, and values by key; a value of another type is an invalid argument.
+ */
+size_t nibble_gguf_key_count(const nibble_gguf* file);
+const char* nibble_gguf_key_at(const nibble_gguf* file, size_t index); /* NULL beyond the last */
+nibble_status nibble_gguf_get_string(const nibble_gguf* file, const char* key, const char** value,
+                                     nibble_error* error);
+nibble_status nibble_gguf_get_uint(const nibble_gguf* file, const char* key, uint64_t* value,
+                                   nibble_error* error);
+nibble_status nibble_gguf_get_float(const nibble_gguf* file, const char* key, double* value,
+                                    nibble_error* error);
+
+void nibble_gguf_close(nibble_gguf* file); /* NULL is fine */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* NIBBLE_C_API_H_ */
