@@ -4,6 +4,8 @@
 #define HWY_TARGET_INCLUDE "kernels/gemm_f32.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
+// After the above: what follows is compiled once per target.
+#include "kernels/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -112,7 +114,7 @@ HWY_EXPORT(DotRowsF32);
 
 void DotRowsF32(const float* a, int64_t a_stride, int64_t m_count, const float* w, int64_t w_stride,
                 int64_t n_count, int64_t count, float* sums, int64_t sums_stride) {
-  HWY_DYNAMIC_DISPATCH(DotRowsF32)
+  NIBBLE_DISPATCH(DotRowsF32)
   (a, a_stride, m_count, w, w_stride, n_count, count, sums, sums_stride);
 }
 

@@ -3,10 +3,15 @@
 #include <string>
 
 #include "kernels/dequantize.h"
+#include "kernels/gemm_bf16.h"
 #include "kernels/matmul.h"
+#include "kernels/pack_bf16.h"
 
 namespace nibble {
 namespace {
+
+// Tiles hold 16 activation rows; with fewer than half of them, decoding for vectors is faster.
+constexpr int64_t kFewestTileRows = 8;
 
 bool IsActivationType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
@@ -77,6 +82,10 @@ Result<WeightRows> RowsOf(const QuantizedTensor& tensor) {
   rows.row_bytes = tensor.cols() / info.block_weights * info.block_bytes;
   rows.kind = static_cast<uint32_t>(tensor.format());
   rows.decode = DecodeBlockRow;
+  // Blocks are structs of halves and bytes; a mapped file may hold them at odd addresses.
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.source) % alignof(F16) == 0;
+  rows.decode_bf16 = aligned ? FindDecodeBf16(tensor.format()) : nullptr;
+  if (rows.decode_bf16 == nullptr) rows.decode_bf16 = DecodeBf16ByFloat;
   return rows;
 }
 
@@ -86,7 +95,13 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
               const MatmulOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const WeightRows rows, RowsOf(weights));
   NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, rows.rows, rows.cols, out, options));
-  return MatmulF32(activations, rows, OutputOf(out, options), options.parallel);
+  const ProductOutput output = OutputOf(out, options);
+  if (options.precision != Precision::kF32 && activations.rows >= kFewestTileRows) {
+    if (const GemmBf16* gemm = AmxGemmBf16()) {
+      return MatmulBf16(*gemm, activations, rows, output, options.parallel);
+    }
+  }
+  return MatmulF32(activations, rows, output, options.parallel);
 }
 
 }  // namespace nibble

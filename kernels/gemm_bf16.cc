@@ -1,0 +1,142 @@
+#include "kernels/gemm_bf16.h"
+
+#include "hwy/aligned_allocator.h"
+
+namespace nibble {
+namespace {
+
+// Activation rows of a slab: 512 x 512 bf16 are a quarter of a second-level cache of 2 MiB. The
+// slab of the next block of columns and the sums of a task take another quarter each.
+constexpr int64_t kSlabRows = 512;
+constexpr int64_t kTaskRows = 256;
+
+// One task's part of a product: weight rows [n0, n0 + n_rows) by one slab's activation rows.
+struct Task {
+  int64_t n0, n_rows, m0, m_rows;
+};
+
+// Decodes rows [first, last) of the panel that begins at weight row n0 of the task; rows beyond the
+// task's become zeros.
+void DecodePanelRows(const WeightRows& weights, const Task& task, int64_t n, int64_t col,
+                     int64_t first, int64_t last, uint16_t* panel) {
+  const int64_t count = std::min(kBlockCols, weights.cols - col);
+  for (int64_t r = first; r < last; ++r) {
+    uint16_t* out = panel + r / kTileRows * kTileElements + r % kTileRows * kChunkCols;
+    if (n + r < task.n_rows) {
+      weights.decode_bf16(weights, task.n0 + n + r, col, count, out, kChunkElements);
+    } else {
+      for (int64_t c = 0; c < DivideUp(count, kChunkCols); ++c) {
+        std::fill_n(out + c * kChunkElements, kChunkCols, uint16_t{0});
+      }
+    }
+  }
+}
+
+// Multiplies a task. Panels are decoded one ahead, a few rows after each multiplication, where the
+// tile unit still has work queued that hides them.
+void MultiplyTask(const GemmBf16& gemm, const WeightRows& weights, const uint16_t* slabs,
+                  const Task& task, const ProductOutput& output, uint16_t* panels, float* sums) {
+  const int64_t blocks = DivideUp(weights.cols, kBlockCols);
+  const int64_t n_panels = DivideUp(task.n_rows, kPairRows);
+  const int64_t m_pairs = DivideUp(task.m_rows, kPairRows);
+  const int64_t steps = blocks * n_panels;
+  const int64_t padded_m = RoundUp(task.m_rows, kPairRows);
+
+  const auto panel_of = [&](int64_t step) { return panels + step % 2 * kPairRows * kBlockCols; };
+  const auto decode = [&](int64_t step, int64_t first, int64_t last) {
+    DecodePanelRows(weights, task, step % n_panels * kPairRows, step / n_panels * kBlockCols, first,
+                    last, panel_of(step));
+  };
+  decode(0, 0, kPairRows);
+
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t block = step / n_panels, panel = step % n_panels;
+    const int64_t col = block * kBlockCols;
+    const int64_t count = std::min(kBlockCols, weights.cols - col);
+    const int64_t chunks = DivideUp(count, kChunkCols);
+    const uint16_t* slab = slabs + col * padded_m;
+    const int64_t n = panel * kPairRows;
+    const int64_t n_count = std::min(kPairRows, task.n_rows - n);
+    const bool last_block = block + 1 == blocks;
+
+    // The next slab, spread evenly over the products of this block.
+    const int64_t next_count =
+        last_block ? 0 : std::min(kBlockCols, RoundUp(weights.cols - col - count, kChunkCols));
+    const int64_t next_lines = next_count * padded_m / kChunkCols;
+    const int64_t share = DivideUp(next_lines, n_panels * m_pairs);
+
+    for (int64_t pair = 0; pair < m_pairs; ++pair) {
+      const int64_t m = pair * kPairRows;
+      const int64_t m_count = std::min(kPairRows, task.m_rows - m);
+      float* pair_sums = sums + (panel * m_pairs + pair) * kSumElements;
+      Prefetch prefetch;
+      if (block > 0 && panel * m_pairs + pair + 1 < n_panels * m_pairs) {
+        prefetch.sums = pair_sums + kSumElements;
+      }
+      const int64_t line = (panel * m_pairs + pair) * share;
+      if (line < next_lines) {
+        prefetch.slab = slabs + (col + count) * padded_m + line * kChunkCols;
+        prefetch.slab_lines = std::min(share, next_lines - line);
+      }
+      gemm.multiply(panel_of(step), slab + m * RoundUp(count, kChunkCols), chunks,
+                    n_count > kTileRows ? 2 : 1, m_count > kTileRows ? 2 : 1, block == 0, pair_sums,
+                    prefetch);
+      if (last_block) {
+        gemm.store(pair_sums, output, task.m0 + m, m_count, task.n0 + n, n_count);
+      }
+      if (step + 1 < steps) {
+        decode(step + 1, pair * kPairRows / m_pairs, (pair + 1) * kPairRows / m_pairs);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Status MatmulBf16(const GemmBf16& gemm, const TensorView& activations, const WeightRows& weights,
+                  const ProductOutput& output, const ParallelFor& parallel) {
+  const int64_t m_rows = activations.rows;
+  const int64_t padded_cols = RoundUp(weights.cols, kChunkCols);
+  const int64_t padded_rows = RoundUp(m_rows, kPairRows);
+  const int workers = std::max(1, parallel.workers);
+
+  // Slabs: for each 512 activation rows, for each block of columns, 32 rows after another.
+  auto slabs = hwy::AllocateAligned<uint16_t>(static_cast<size_t>(padded_rows * padded_cols));
+  if (!slabs) return OutOfMemory("matmul: no memory for packed activations");
+  const int64_t pairs = padded_rows / kPairRows;
+  parallel(pairs, [&](int64_t pair, int) {
+    const int64_t m = pair * kPairRows;
+    const int64_t slab_m = m / kSlabRows * kSlabRows;
+    const int64_t slab_rows = RoundUp(std::min(kSlabRows, m_rows - slab_m), kPairRows);
+    for (int64_t col = 0; col < weights.cols; col += kBlockCols) {
+      const int64_t count = std::min(kBlockCols, weights.cols - col);
+      gemm.pack(activations, m, std::min(kPairRows, m_rows - m), col, count,
+                slabs.get() + slab_m * padded_cols + col * slab_rows +
+                    (m - slab_m) * RoundUp(count, kChunkCols));
+    }
+  });
+
+  const int64_t m_tasks = DivideUp(m_rows, kSlabRows);
+  const int64_t task_rows = RowsPerTask(weights.rows, kPairRows, kTaskRows, workers);
+  const int64_t n_tasks = DivideUp(weights.rows, task_rows);
+  const int64_t panel_elements = 2 * kPairRows * kBlockCols;
+  const int64_t sum_elements = task_rows * std::min(kSlabRows, padded_rows);
+  auto panels = hwy::AllocateAligned<uint16_t>(static_cast<size_t>(workers * panel_elements));
+  auto sums = hwy::AllocateAligned<float>(static_cast<size_t>(workers * sum_elements));
+  if (!panels || !sums) return OutOfMemory("matmul: no memory for decoded weights");
+
+  parallel(n_tasks * m_tasks, [&](int64_t index, int worker) {
+    Task task;
+    task.n0 = index % n_tasks * task_rows;
+    task.n_rows = std::min(task_rows, weights.rows - task.n0);
+    task.m0 = index / n_tasks * kSlabRows;
+    task.m_rows = std::min(kSlabRows, m_rows - task.m0);
+    gemm.enter();
+    MultiplyTask(gemm, weights, slabs.get() + task.m0 * padded_cols, task, output,
+                 panels.get() + worker * panel_elements, sums.get() + worker * sum_elements);
+    gemm.leave();
+  });
+  return OkStatus();
+}
+
+}  // namespace nibble
