@@ -4,7 +4,7 @@
 
 namespace nibble {
 
-bool IsSearched(Format format) {
+bool IsSearched(Format format, bool has_importance) {
   switch (format) {
     case Format::kQ2_K:
     case Format::kQ3_K:
@@ -14,6 +14,11 @@ bool IsSearched(Format format) {
     case Format::kIQ4_NL:
     case Format::kIQ4_XS:
       return true;
+    case Format::kQ4_0:
+    case Format::kQ4_1:
+    case Format::kQ5_0:
+    case Format::kQ5_1:
+      return has_importance;
     default:
       return false;
   }
@@ -34,8 +39,8 @@ float LargestMagnitude(Format format) {
 
 void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,
                std::byte* out) {
-  if (IsSearched(format)) {
-    if constexpr (kHaveEncodeSearch) EncodeSearch(format, row, cols, importance, out);
+  if (IsSearched(format, importance != nullptr)) {
+    EncodeSearch(format, row, cols, importance, out);
   } else {
     EncodeSimple(format, row, cols, out);
   }

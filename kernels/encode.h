@@ -18,17 +18,14 @@ void EncodeRow(Format format, const float* row, int64_t cols, const float* impor
 // The largest magnitude that the format's scales can carry to a finite decoded weight.
 float LargestMagnitude(Format format);
 
-// Whether EncodeSearch, and not EncodeSimple, is the encoder of a format: those whose scales are
-// searched for (q2_K to q6_K, iq4_nl, iq4_xs).
-bool IsSearched(Format format);
+// Whether EncodeSearch, and not EncodeSimple, encodes a format: those whose scales are searched for
+// (q2_K to q6_K, iq4_nl, iq4_xs), and q4_0, q4_1, q5_0, q5_1 where errors have an importance.
+bool IsSearched(Format format, bool has_importance);
 
 // The two families behind EncodeRow, with its arguments.
 void EncodeSimple(Format format, const float* row, int64_t cols, std::byte* out);
 void EncodeSearch(Format format, const float* row, int64_t cols, const float* importance,
                   std::byte* out);
-
-// True once the encoders of the searched formats are part of the library.
-inline constexpr bool kHaveEncodeSearch = false;
 
 }  // namespace nibble
 

@@ -30,7 +30,7 @@ std::vector<float> Weights(int64_t count) {
 std::vector<FormatInfo> Encodable() {
   std::vector<FormatInfo> formats;
   for (const FormatInfo& info : AllFormats()) {
-    if (info.can_encode() && (kHaveEncodeSearch || !IsSearched(info.format))) {
+    if (info.can_encode()) {
       formats.push_back(info);
     }
   }

@@ -66,9 +66,6 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
   NIBBLE_ASSIGN_OR_RETURN(const size_t bytes, FormatBytes(format, weights.rows, weights.cols));
   const FormatInfo& info = GetFormatInfo(format);
   if (!info.can_encode()) return Unsupported(std::string("cannot quantize to ") + info.name);
-  if (IsSearched(format) && !kHaveEncodeSearch) {
-    return Unsupported(std::string("this version cannot quantize to ") + info.name);
-  }
   if (out.size() != bytes) {
     return InvalidArgument("output of " + std::to_string(out.size()) + " bytes where " + info.name +
                            " needs " + std::to_string(bytes));
