@@ -339,33 +339,33 @@ struct DecodeAsymmetric {
   }
 };
 
-// 8-bit floats are the upper bits of half-precision ones whose exponent has another bias.
-struct DecodeF8E5M2 {
-  explicit DecodeF8E5M2(const PlanarCodebook&) {}
+// 8-bit floats: moved into place with another exponent; subnormals, which would need a leading one,
+// get it and lose it again. Exact. (Through half precision it would be shorter, but Highway's
+// fallback for machines that have none makes numbers of infinities.)
+template <int kExponentBits, int kMantissaBits>
+struct DecodeF8 {
+  explicit DecodeF8(const PlanarCodebook&) {}
   HWY_INLINE VF operator()(VU8 codes, VF scale, VF) const {
-    const hn::Rebind<uint16_t, DF> d16;
-    const hn::Rebind<hwy::float16_t, DF> dh;
-    const auto half = hn::ShiftLeft<8>(hn::PromoteTo(d16, codes));
-    return hn::Mul(scale, hn::PromoteTo(DF(), hn::BitCast(dh, half)));
-  }
-};
-
-struct DecodeF8E4M3 {
-  explicit DecodeF8E4M3(const PlanarCodebook&) {}
-  HWY_INLINE VF operator()(VU8 codes, VF scale, VF) const {
+    constexpr uint32_t kBias = (1u << (kExponentBits - 1)) - 1;
+    constexpr uint32_t kRebase = (127 - kBias) << 23;
+    constexpr bool kInfinities = kExponentBits == 5;  // e4m3 has one NaN and no more
     const DF df;
     const DU du;
-    const hn::Rebind<uint16_t, DF> d16;
-    const hn::Rebind<hwy::float16_t, DF> dh;
-    const auto wide = hn::PromoteTo(d16, codes);
-    const auto half = hn::Or(hn::ShiftLeft<8>(hn::And(wide, hn::Set(d16, 0x80))),
-                             hn::ShiftLeft<7>(hn::And(wide, hn::Set(d16, 0x7F))));
-    const VF finite = hn::Mul(hn::PromoteTo(df, hn::BitCast(dh, half)), hn::Set(df, 256.0f));
     const VU code = hn::PromoteTo(du, codes);
-    const auto is_nan = hn::Eq(hn::And(code, hn::Set(du, 0x7F)), hn::Set(du, 0x7F));
-    const VU nan =
-        hn::Or(hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80))), hn::Set(du, 0x7FC00000));
-    return hn::Mul(scale, hn::IfThenElse(hn::RebindMask(df, is_nan), hn::BitCast(df, nan), finite));
+    const VU magnitude = hn::And(code, hn::Set(du, 0x7F));
+    const VU placed = hn::ShiftLeft<23 - kMantissaBits>(magnitude);
+    const VU normal = hn::Add(placed, hn::Set(du, kRebase));
+    const VU one = hn::Set(du, kRebase + (1u << 23));
+    const VU subnormal =
+        hn::BitCast(du, hn::Sub(hn::BitCast(df, hn::Add(placed, one)), hn::BitCast(df, one)));
+    const auto is_subnormal = hn::Lt(magnitude, hn::Set(du, 1u << kMantissaBits));
+    const VU special =
+        kInfinities ? hn::Or(normal, hn::Set(du, 0x7F800000u)) : hn::Set(du, 0x7FC00000u);
+    const auto is_special = hn::Ge(magnitude, hn::Set(du, kInfinities ? 0x7Cu : 0x7Fu));
+    const VU value =
+        hn::IfThenElse(is_special, special, hn::IfThenElse(is_subnormal, subnormal, normal));
+    const VU sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80)));
+    return hn::Mul(scale, hn::BitCast(df, hn::Or(value, sign)));
   }
 };
 
@@ -429,9 +429,9 @@ void Decode(const PlanarCodebook& book, std::span<const PlanarGroup> groups, con
       return book.symmetric ? DecodeWith<DecodeSymmetric>(book, groups, codes, out)
                             : DecodeWith<DecodeAsymmetric>(book, groups, codes, out);
     case Code::kF8E4M3:
-      return DecodeWith<DecodeF8E4M3>(book, groups, codes, out);
+      return DecodeWith<DecodeF8<4, 3>>(book, groups, codes, out);
     case Code::kF8E5M2:
-      return DecodeWith<DecodeF8E5M2>(book, groups, codes, out);
+      return DecodeWith<DecodeF8<5, 2>>(book, groups, codes, out);
     default:
       if (book.values_count <= 16) return DecodeWith<DecodeOf16>(book, groups, codes, out);
       return DecodeWith<DecodeTable>(book, groups, codes, out);

@@ -24,11 +24,11 @@ enum class NonFinite : uint8_t {
 struct QuantizeOptions {
   // Mean square of the layer's input by column (`cols` values, finite, >= 0): errors of a column
   // count by it. Empty: all count alike.
-  std::span<const float> importance;
+  std::span<const float> importance = {};
   // Of schemes with has_group_index: the group of each column, `cols` values in [0, GroupsPerRow).
-  std::span<const int32_t> group_index;
+  std::span<const int32_t> group_index = {};
   NonFinite non_finite = NonFinite::kError;
-  ParallelFor parallel;
+  ParallelFor parallel = {};
 };
 
 // Quantizes `weights` (f32, f16 or bf16, [rows, cols]) to a block format. The bytes depend on the
