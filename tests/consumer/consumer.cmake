@@ -22,7 +22,7 @@ function(add_consumer name build)
 endfunction()
 
 add_consumer(find_package ${CMAKE_CURRENT_BINARY_DIR}/find_package
-             -DCMAKE_PREFIX_PATH=${consumer_prefix})
+             -DCMAKE_PREFIX_PATH=${consumer_prefix} -DEXPECT_MODEL=$<TARGET_EXISTS:nibble_model>)
 # A sibling of this build, at its depth: with paths relative to the build, as compiler caches can
 # rewrite them, the objects are those of this build.
 add_consumer(add_subdirectory ${PROJECT_BINARY_DIR}-consumer
