@@ -1,4 +1,4 @@
-// Quantizes a matrix of the caller to q4_0 and back, on two threads, and prints what it cost.
+// Quantizes a matrix of the caller to q4_K and back, on two threads, and prints what it cost.
 #include <cmath>
 #include <cstdio>
 #include <vector>
@@ -31,7 +31,7 @@ static nibble::Status Run() {
 
   NIBBLE_ASSIGN_OR_RETURN(
       nibble::QuantizedTensor quantized,
-      nibble::Quantize(nibble::ViewOf(weights.data(), rows, cols), nibble::Format::kQ4_0, options));
+      nibble::Quantize(nibble::ViewOf(weights.data(), rows, cols), nibble::Format::kQ4_K, options));
   NIBBLE_RETURN_IF_ERROR(
       nibble::Dequantize(quantized, nibble::ViewOf(restored.data(), rows, cols), options.parallel));
   // [readme]
