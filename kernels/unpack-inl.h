@@ -22,6 +22,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/codec.h"
+#include "kernels/iq_points.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -36,8 +37,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 #define NIBBLE_HAVE_F16_CONVERSION 0
 #endif
 
-// --- Primitives
-// -----------------------------------------------------------------------------------
+// --- Primitives ---
 
 using Bytes16 = hn::CappedTag<uint8_t, 16>;  // the 16 bytes of 32 nibbles
 using Bytes32 = hn::CappedTag<uint8_t, 32>;  // a run of 32 codes, in one vector or in two
@@ -198,70 +198,9 @@ HWY_INLINE void UnpackKScales(const uint8_t* packed, uint8_t* scales, uint8_t* m
   std::memcpy(mins, min, 8);
 }
 
-// --- Points of codebooks
-// --------------------------------------------------------------------------
+HWY_INLINE void StoreWord(uint64_t codes, int8_t* to) { std::memcpy(to, &codes, sizeof(codes)); }
 
-// Eight coordinates of two bits a point: `values` are what they stand for.
-HWY_INLINE void UnpackPoints8(const uint16_t* points, const int8_t* values, int8_t* codes) {
-  // A nibble holds two coordinates; even lanes want the first, odd lanes the second.
-  int8_t tables[2][16];
-  for (int n = 0; n < 16; ++n) {
-    tables[0][n] = values[n & 3];
-    tables[1][n] = values[n >> 2];
-  }
-  alignas(16) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 1, 1, 1, 1,
-                                                      2, 2, 2, 2, 3, 3, 3, 3};
-  alignas(16) static constexpr uint8_t kHigh[16] = {0, 0, 255, 255, 0, 0, 255, 255,
-                                                    0, 0, 255, 255, 0, 0, 255, 255};
-  const Bytes16 d;
-  const hn::Repartition<uint32_t, decltype(d)> d32;
-  const auto spread = hn::LoadDup128(d, kSpread);
-  const auto high = hn::MaskFromVec(hn::LoadDup128(d, kHigh));
-  const auto even = Table16(d, tables[0]), odd = Table16(d, tables[1]);
-  for (size_t i = 0; i < 256; i += 16) {
-    uint32_t pair;
-    std::memcpy(&pair, points + i / 8, sizeof(pair));
-    const auto bytes = hn::TableLookupBytes(hn::BitCast(d, hn::Set(d32, pair)), spread);
-    const auto nibbles = hn::IfThenElse(high, HighNibble(d, bytes), LowNibble(d, bytes));
-    const auto code =
-        hn::OddEven(hn::TableLookupBytes(odd, nibbles), hn::TableLookupBytes(even, nibbles));
-    StoreCodes(d, code, codes + i);
-  }
-}
-
-// Four coordinates of four bits a point.
-HWY_INLINE void UnpackPoints4(const uint16_t* points, const int8_t* values, int8_t* codes) {
-  const Bytes16 d;
-  const auto table = Table16(d, values);
-  for (size_t i = 0; i < 256; i += 32) {
-    const auto bytes = hn::LoadU(d, reinterpret_cast<const uint8_t*>(points + i / 4));
-    const auto low = hn::TableLookupBytes(table, LowNibble(d, bytes));
-    const auto high = hn::TableLookupBytes(table, HighNibble(d, bytes));
-    StoreCodes(d, hn::InterleaveLower(d, low, high), codes + i);
-    StoreCodes(d, hn::InterleaveUpper(d, low, high), codes + i + 16);
-  }
-}
-
-// Negates the codes whose bit is set.
-HWY_INLINE void ApplySigns(const uint8_t* signs, int8_t* codes) {
-  const hn::CappedTag<int8_t, 32> d;
-  for (size_t i = 0; i < 256; i += hn::Lanes(d)) {
-    const auto code = hn::LoadU(d, codes + i);
-    hn::StoreU(hn::IfThenElse(hn::LoadMaskBits(d, signs + i / 8), hn::Neg(code), code), d,
-               codes + i);
-  }
-}
-
-struct EvenSignTable {
-  uint8_t signs[128];
-  constexpr EvenSignTable() : signs() {
-    for (uint32_t i = 0; i < 128; ++i) signs[i] = static_cast<uint8_t>(EvenSigns(i));
-  }
-};
-inline constexpr EvenSignTable kEvenSigns;
-
-// --- Formats
-// --------------------------------------------------------------------------------------
+// --- Formats ---
 
 HWY_INLINE void UnpackCodes(const BlockQ4_0& b, int8_t* codes) {
   MapSplitNibbles(b.qs, codes,
@@ -433,14 +372,14 @@ HWY_INLINE void UnpackScales(const BlockTQ2_0& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ2_XXS& b, int8_t* codes) {
-  uint16_t points[32];
-  uint8_t signs[32];
-  for (int p = 0; p < 32; ++p) {
-    points[p] = kGridIQ2_XXS[CodecIQ2_XXS::Index(b, p)];
-    signs[p] = kEvenSigns.signs[(CodecIQ2_XXS::SignsAndScale(b, p / 4) >> (7 * (p % 4))) & 127];
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t signs = CodecIQ2_XXS::SignsAndScale(b, g);
+    for (int n = 0; n < 4; ++n) {
+      const uint64_t point = kPointsIQ2_XXS.at[CodecIQ2_XXS::Index(b, 4 * g + n)];
+      StoreWord(NegateBytes(point, kSignMasks.even[(signs >> (7 * n)) & 127]), codes);
+      codes += 8;
+    }
   }
-  UnpackPoints8(points, kIq2Values, codes);
-  ApplySigns(signs, codes);
 }
 HWY_INLINE void UnpackScales(const BlockIQ2_XXS& b, float* scales, float*) {
   uint8_t raw[8];
@@ -449,14 +388,10 @@ HWY_INLINE void UnpackScales(const BlockIQ2_XXS& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ2_XS& b, int8_t* codes) {
-  uint16_t points[32];
-  uint8_t signs[32];
   for (int p = 0; p < 32; ++p) {
-    points[p] = kGridIQ2_XS[b.qs[p] & 511];
-    signs[p] = kEvenSigns.signs[b.qs[p] >> 9];
+    const uint64_t point = kPointsIQ2_XS.at[b.qs[p] & 511];
+    StoreWord(NegateBytes(point, kSignMasks.even[b.qs[p] >> 9]), codes + 8 * p);
   }
-  UnpackPoints8(points, kIq2Values, codes);
-  ApplySigns(signs, codes);
 }
 HWY_INLINE void UnpackScales(const BlockIQ2_XS& b, float* scales, float*) {
   uint8_t raw[16];
@@ -465,10 +400,10 @@ HWY_INLINE void UnpackScales(const BlockIQ2_XS& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ2_S& b, int8_t* codes) {
-  uint16_t points[32];
-  for (int p = 0; p < 32; ++p) points[p] = kGridIQ2_S[CodecIQ2_S::Index(b, p)];
-  UnpackPoints8(points, kIq2Values, codes);
-  ApplySigns(b.qs + 32, codes);
+  for (int p = 0; p < 32; ++p) {
+    const uint64_t point = kPointsIQ2_S.at[CodecIQ2_S::Index(b, p)];
+    StoreWord(NegateBytes(point, kSignMasks.all[b.qs[32 + p]]), codes + 8 * p);
+  }
 }
 HWY_INLINE void UnpackScales(const BlockIQ2_S& b, float* scales, float*) {
   uint8_t raw[16];
@@ -477,14 +412,16 @@ HWY_INLINE void UnpackScales(const BlockIQ2_S& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ3_XXS& b, int8_t* codes) {
-  uint16_t points[64];
-  uint8_t signs[32];
-  for (int p = 0; p < 64; ++p) points[p] = kGridIQ3_XXS[b.qs[p]];
-  for (int p = 0; p < 32; ++p) {
-    signs[p] = kEvenSigns.signs[(CodecIQ3_XXS::SignsAndScale(b, p / 4) >> (7 * (p % 4))) & 127];
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t signs = CodecIQ3_XXS::SignsAndScale(b, g);
+    for (int n = 0; n < 4; ++n) {
+      const uint8_t* pair = b.qs + 8 * g + 2 * n;
+      const uint64_t points = kPointsIQ3_XXS.at[pair[0]] | uint64_t{kPointsIQ3_XXS.at[pair[1]]}
+                                                               << 32;
+      StoreWord(NegateBytes(points, kSignMasks.even[(signs >> (7 * n)) & 127]), codes);
+      codes += 8;
+    }
   }
-  UnpackPoints4(points, kIq3XxsValues, codes);
-  ApplySigns(signs, codes);
 }
 HWY_INLINE void UnpackScales(const BlockIQ3_XXS& b, float* scales, float*) {
   uint8_t raw[8];
@@ -493,10 +430,11 @@ HWY_INLINE void UnpackScales(const BlockIQ3_XXS& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ3_S& b, int8_t* codes) {
-  uint16_t points[64];
-  for (int p = 0; p < 64; ++p) points[p] = kGridIQ3_S[CodecIQ3_S::Index(b, p)];
-  UnpackPoints4(points, kIq3SValues, codes);
-  ApplySigns(b.signs, codes);
+  for (int n = 0; n < 32; ++n) {
+    const uint64_t points = kPointsIQ3_S.at[CodecIQ3_S::Index(b, 2 * n)] |
+                            uint64_t{kPointsIQ3_S.at[CodecIQ3_S::Index(b, 2 * n + 1)]} << 32;
+    StoreWord(NegateBytes(points, kSignMasks.all[b.signs[n]]), codes + 8 * n);
+  }
 }
 HWY_INLINE void UnpackScales(const BlockIQ3_S& b, float* scales, float*) {
   uint8_t raw[8];
@@ -504,23 +442,13 @@ HWY_INLINE void UnpackScales(const BlockIQ3_S& b, float* scales, float*) {
   ScaleOddIntegers<8>(raw, HalfToFloat(b.d), scales);
 }
 
-// Adds shifts[p] to the eight codes of point p.
-HWY_INLINE void AddShifts(const int8_t* shifts, int8_t* codes) {
-  const hn::CappedTag<int8_t, 8> d;
-  for (size_t i = 0; i < 256; i += hn::Lanes(d)) {
-    hn::StoreU(hn::Add(hn::LoadU(d, codes + i), hn::Set(d, shifts[i / 8])), d, codes + i);
-  }
-}
+inline constexpr uint64_t kOnes = 0x0101010101010101u, kMinusOnes = ~uint64_t{0};
 
 HWY_INLINE void UnpackCodes(const BlockIQ1_S& b, int8_t* codes) {
-  uint16_t points[32];
-  int8_t shifts[32];
   for (int p = 0; p < 32; ++p) {
-    points[p] = kGridIQ1[CodecIQ1_S::Index(b, p)];
-    shifts[p] = b.qh[p / 4] >> 15 ? -1 : 1;
+    const uint64_t shift = b.qh[p / 4] >> 15 ? kMinusOnes : kOnes;
+    StoreWord(AddBytes(kPointsIQ1.at[CodecIQ1_S::Index(b, p)], shift), codes + 8 * p);
   }
-  UnpackPoints8(points, kIq1Values, codes);
-  AddShifts(shifts, codes);
 }
 HWY_INLINE void UnpackScales(const BlockIQ1_S& b, float* scales, float*) {
   uint8_t raw[8];
@@ -529,14 +457,10 @@ HWY_INLINE void UnpackScales(const BlockIQ1_S& b, float* scales, float*) {
 }
 
 HWY_INLINE void UnpackCodes(const BlockIQ1_M& b, int8_t* codes) {
-  uint16_t points[32];
-  int8_t shifts[32];
   for (int p = 0; p < 32; ++p) {
-    points[p] = kGridIQ1[CodecIQ1_M::Index(b, p)];
-    shifts[p] = CodecIQ1_M::HighNibble(b, p) & 8 ? -1 : 1;
+    const uint64_t shift = CodecIQ1_M::HighNibble(b, p) & 8 ? kMinusOnes : kOnes;
+    StoreWord(AddBytes(kPointsIQ1.at[CodecIQ1_M::Index(b, p)], shift), codes + 8 * p);
   }
-  UnpackPoints8(points, kIq1Values, codes);
-  AddShifts(shifts, codes);
 }
 HWY_INLINE void UnpackScales(const BlockIQ1_M& b, float* scales, float*) {
   uint8_t raw[16];
