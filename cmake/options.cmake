@@ -4,6 +4,7 @@ option(NIBBLE_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(NIBBLE_BUILD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(NIBBLE_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
 option(NIBBLE_INSTALL "Make the install rules" ${PROJECT_IS_TOP_LEVEL})
+option(NIBBLE_BUILD_FUZZERS "Build the libFuzzer executables (clang only)" OFF)
 option(NIBBLE_WERROR "Treat warnings as errors" OFF)
 set(NIBBLE_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined or thread")
 
