@@ -213,6 +213,11 @@ Result<Vocabulary> VocabularyOfSentencePiece(const SentencePieceModel& model, in
   if (pieces > size) notices.push_back(LeftOut(name, pieces - size, size));
   if (!model.add_dummy_prefix) vocabulary.space_prefix = false;
   if (unigram) {
+    if (std::ranges::find(vocabulary.types, TokenType::kByte) != vocabulary.types.end()) {
+      notices.push_back(name +
+                        ": a unigram model with byte tokens; llama.cpp does not fall back to them, "
+                        "so that characters outside the vocabulary become unknown tokens");
+    }
     vocabulary.space_prefix = model.add_dummy_prefix;
     vocabulary.remove_extra_whitespaces = model.remove_extra_whitespaces;
     vocabulary.charsmap.assign(model.charsmap.begin(), model.charsmap.end());
