@@ -68,7 +68,7 @@ Result<SplitInfo> ReadSplitInfo(const GgufMetadata& metadata, const std::string&
 
 // The metadata of the whole: the first shard's, then what only later ones have; nothing of the
 // split.
-GgufMetadata MergeMetadata(const std::vector<GgufMetadata>& shards) {
+GgufMetadata MergeMetadata(std::vector<GgufMetadata> shards) {
   std::vector<GgufMetadata::Entry> entries = shards[0].entries();
   std::erase_if(entries, [](const auto& entry) { return IsSplitKey(entry.first); });
   for (size_t i = 1; i < shards.size(); ++i) {
@@ -108,10 +108,7 @@ Result<GgufFile> GgufFile::Open(const std::string& path) {
     if (split.count == 1) {
       impl->version = opened.version;
       impl->alignment = opened.alignment;
-      impl->metadata = std::move(opened.metadata);
-      for (const auto key : {kSplitNumberKey, kSplitCountKey, kSplitTensorsKey}) {
-        impl->metadata.Erase(key);
-      }
+      impl->metadata = MergeMetadata({std::move(opened.metadata)});
       impl->tensors = std::move(opened.tensors);
     } else {
       impl->file_bytes = 0;
@@ -140,7 +137,7 @@ Result<GgufFile> GgufFile::Open(const std::string& path) {
                        " tensors, not the " + std::to_string(*split.tensors) +
                        " of split.tensors.count");
       }
-      impl->metadata = MergeMetadata(metadata);
+      impl->metadata = MergeMetadata(std::move(metadata));
     }
 
     impl->names =

@@ -60,7 +60,7 @@ ScaleZero FitZeroPoint(const Scheme& s, double low, double high) {
     const float scale = scale_of(high - low);
     const double zero = -low / static_cast<double>(scale);
     if (std::fabs(zero) <= LargestZero(s.zero_dtype)) {
-      return {scale, RoundZero(s, zero)};
+      return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};  // no -0
     }
   }
   // An integer one is a code: the range must hold 0.
@@ -69,7 +69,10 @@ ScaleZero FitZeroPoint(const Scheme& s, double low, double high) {
   const float scale = scale_of(high - low);
   if (scale == 0.0f || !std::isfinite(scale)) return {scale, 0};
   const double zero = -low / static_cast<double>(scale);
-  return {scale, RoundZero(s, zero)};
+  if (s.zero_dtype == DType::kU8) {
+    return {scale, static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, double(top))) + 0.0f};
+  }
+  return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};
 }
 
 // A codebook's ends, on the side or sides where it has any.
@@ -178,7 +181,7 @@ class Search {
     const double offset = (q2 * x1 - q1 * xq) / determinant;
     const double best_zero = -offset / static_cast<double>(scale);
     if (!(std::fabs(best_zero) <= LargestZero(scheme_.zero_dtype))) return {};
-    return {scale, RoundZero(scheme_, best_zero)};
+    return {scale, RoundTo(scheme_.zero_dtype, static_cast<float>(best_zero)) + 0.0f};
   }
 
   const Scheme& scheme_;
@@ -192,16 +195,6 @@ class Search {
 };
 
 }  // namespace
-
-float RoundZero(const Scheme& scheme, double zero) {
-  if (scheme.zero_dtype == DType::kU8) {
-    const double top = MaxCode(scheme);
-    return static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, top)) + 0.0f;  // no -0
-  }
-  const double limit = LargestZero(scheme.zero_dtype);
-  const float held = static_cast<float>(std::clamp(zero, -limit, limit));
-  return RoundTo(scheme.zero_dtype, held) + 0.0f;
-}
 
 ScaleZero FitRange(const Scheme& scheme, const PlanarCodebook& book, Range range) {
   if (book.values_count > 0) return FitCodebook(scheme, book, range);

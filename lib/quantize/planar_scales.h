@@ -20,9 +20,6 @@ struct ScaleZero {
 // codebooks, zero-point for the others.
 ScaleZero FitRange(const Scheme& scheme, const PlanarCodebook& book, Range range);
 
-// `zero` as the scheme can hold it: rounded to its type; an integer one to a code.
-float RoundZero(const Scheme& scheme, double zero);
-
 // The scale and zero of a group with the least sum of importance * (w - decoded w)^2 that a search
 // around `start` finds; never a greater one than that of `start`. `codes` and `decoded` are scratch
 // of `count` elements.
