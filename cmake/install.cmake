@@ -9,13 +9,6 @@ foreach(library nibble nibble_model)
   if(TARGET ${library})
     install(TARGETS ${library} EXPORT ${library}-targets)
     install(EXPORT ${library}-targets NAMESPACE nibble:: DESTINATION ${config_dir})
-    # A shared library shows the names of nibble alone, whatever it was linked with.
-    if(CMAKE_SYSTEM_NAME STREQUAL Linux)
-      target_link_options(${library} PRIVATE
-                          LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map)
-      set_property(TARGET ${library} APPEND PROPERTY LINK_DEPENDS
-                   ${PROJECT_SOURCE_DIR}/cmake/exports.map)
-    endif()
   endif()
 endforeach()
 install(DIRECTORY include/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
