@@ -10,6 +10,8 @@
 #define HWY_TARGET_INCLUDE "kernels/planar.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+// After the above: what follows is compiled once per target.
+#include "kernels/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -483,25 +485,25 @@ PlanarCodebook MakePlanarCodebook(const Scheme& scheme, const uint8_t* table) {
 }
 
 void UnpackCodes(const uint8_t* stream, int bits, int64_t count, uint8_t* codes) {
-  HWY_DYNAMIC_DISPATCH(Unpack)(stream, bits, count, codes);
+  NIBBLE_DISPATCH(Unpack)(stream, bits, count, codes);
 }
 
 void PackCodes(const uint8_t* codes, int bits, int64_t count, uint8_t* stream) {
-  HWY_DYNAMIC_DISPATCH(Pack)(codes, bits, count, stream);
+  NIBBLE_DISPATCH(Pack)(codes, bits, count, stream);
 }
 
-Range FindRange(const float* x, int64_t count) { return HWY_DYNAMIC_DISPATCH(RangeOf)(x, count); }
+Range FindRange(const float* x, int64_t count) { return NIBBLE_DISPATCH(RangeOf)(x, count); }
 
-bool AllFinite(const float* x, int64_t count) { return HWY_DYNAMIC_DISPATCH(Finite)(x, count); }
+bool AllFinite(const float* x, int64_t count) { return NIBBLE_DISPATCH(Finite)(x, count); }
 
 void ChooseCodes(const PlanarCodebook& book, std::span<const PlanarGroup> groups, const float* x,
                  uint8_t* codes) {
-  HWY_DYNAMIC_DISPATCH(Choose)(book, groups, x, codes);
+  NIBBLE_DISPATCH(Choose)(book, groups, x, codes);
 }
 
 void DecodeCodes(const PlanarCodebook& book, std::span<const PlanarGroup> groups,
                  const uint8_t* codes, float* out) {
-  HWY_DYNAMIC_DISPATCH(Decode)(book, groups, codes, out);
+  NIBBLE_DISPATCH(Decode)(book, groups, codes, out);
 }
 
 }  // namespace nibble
