@@ -49,7 +49,7 @@ struct SearchQ3_K : SearchedFormat<BlockQ3_K, 16, 16> {
   static constexpr float kLargestBecomes[] = {-32};
   static constexpr float kStretches[] = {1.04f, 0.8f, 1.16f, 0.96f};
   static constexpr float kImportanceStretches[] = {1.04f, 1.28f, 0.8f, -1.12f, 0.96f, 1.6f, 1.12f};
-  static constexpr int kReach = 2, kRounds = 1, kRoundReach = 1;
+  static constexpr int kReach = 0, kRounds = 0, kRoundReach = 0;
 };
 struct SearchQ4_K : SearchedFormat<BlockQ4_K, 8, 32> {
   static constexpr bool kAffine = true;

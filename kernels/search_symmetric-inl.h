@@ -142,7 +142,8 @@ HWY_INLINE V SearchGroupScale(D d, const Span& group) {
   }
   const V unit = DivOrZero(d, hn::Set(d, Book::kExtreme), extreme);
   // Where no candidate counts (all weights of errors zero) the extreme still decides.
-  V best = hn::Mul(extreme, hn::Set(d, 1 / Book::kExtreme)), best_score = hn::Zero(d);
+  V best_xq = hn::Mul(extreme, hn::Set(d, 1 / Book::kExtreme)), best_qq = hn::Set(d, 1.0f),
+    best_score = hn::Zero(d);
   for (const float stretch : Stretches<F, kWeighted>()) {
     const V inverse = hn::Mul(unit, hn::Set(d, stretch));
     V xq = hn::Zero(d), qq = hn::Zero(d);
@@ -153,13 +154,14 @@ HWY_INLINE V SearchGroupScale(D d, const Span& group) {
       xq = hn::Add(xq, hn::Mul(weighed, x));
       qq = hn::Add(qq, hn::Mul(weighed, code));
     }
-    const V scale = DivOrZero(d, xq, qq);
-    const V score = hn::Mul(scale, xq);
-    const auto better = hn::Gt(score, best_score);
-    best = hn::IfThenElse(better, scale, best);
-    best_score = hn::Max(score, best_score);
+    // score / qq > best_score / best_qq without the quotients
+    const V score = Square(d, xq);
+    const auto better = hn::Gt(hn::Mul(score, best_qq), hn::Mul(best_score, qq));
+    best_xq = hn::IfThenElse(better, xq, best_xq);
+    best_qq = hn::IfThenElse(better, qq, best_qq);
+    best_score = hn::IfThenElse(better, score, best_score);
   }
-  return best;
+  return DivOrZero(d, best_xq, best_qq);
 }
 
 // The half-precision scale that brings some code, or where there are integer scales the largest
@@ -262,17 +264,21 @@ HWY_INLINE void SearchSymmetric(D d, const Span& block, SymmetricScales<F::kGrou
     keep_better(start, center, F::kReach);
   }
 
-  // Fit the super-scale to the codes, then choose scales and codes again; keep what got better.
-  for (int round = 0; round < F::kRounds; ++round) {
+  // Fit the super-scale to the codes, then choose scales and codes again; keep what got better. A
+  // last fit needs no proof: the nearest half to the best scale for given codes cannot be worse.
+  const auto fit = [&]() HWY_ATTR {
     V rq = hn::Zero(d), qq = hn::Zero(d);
     for (size_t g = 0; g < F::kGroups; ++g) {
       const V scale = hn::Load(d, out.scale + g * lanes);
       AddScaleFit<typename F::Book, F::kGroup, kWeighted>(d, block.From(g * F::kGroup, lanes),
                                                           hn::Mul(super, scale), scale, rq, qq);
     }
-    const V fitted = RoundToF16(d, hn::Add(super, DivOrZero(d, rq, qq)));
-    keep_better(fitted, out.scale, F::kRoundReach);
+    return RoundToF16(d, hn::Add(super, DivOrZero(d, rq, qq)));
+  };
+  for (int round = 0; round < F::kRounds; ++round) {
+    keep_better(fit(), out.scale, F::kRoundReach);
   }
+  super = fit();
   hn::Store(super, d, out.d);
 }
 
