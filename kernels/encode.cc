@@ -37,12 +37,15 @@ float LargestMagnitude(Format format) {
   }
 }
 
-void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,
-               std::byte* out) {
+void EncodeRows(Format format, std::span<const float* const> rows, int64_t cols,
+                const float* importance, std::byte* out) {
   if (IsSearched(format, importance != nullptr)) {
-    EncodeSearch(format, row, cols, importance, out);
-  } else {
+    return EncodeSearch(format, rows, cols, importance, out);
+  }
+  const FormatInfo& info = GetFormatInfo(format);
+  for (const float* row : rows) {
     EncodeSimple(format, row, cols, out);
+    out += static_cast<size_t>(cols / info.block_weights) * info.block_bytes;
   }
 }
 

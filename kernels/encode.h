@@ -4,16 +4,30 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "nibble/format.h"
 
 namespace nibble {
 
-// Encodes one row of `cols` finite weights of at most LargestMagnitude(format) into
-// FormatBytes(format, 1, cols) bytes at `out`, of any alignment. `importance` is nullptr or weighs
-// the errors of the `cols` columns (finite, >= 0). The format must be one that can_encode().
-void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,
-               std::byte* out);
+// Encodes rows of `cols` finite weights each, of at most LargestMagnitude(format), into
+// FormatBytes(format, rows.size(), cols) bytes at `out`, of any alignment. `importance` is nullptr
+// or weighs the errors of the `cols` columns (finite, >= 0). The format must be one that
+// can_encode(). The bytes of a row do not depend on the rows beside it, but the searched formats
+// come out fastest kBatchWeights weights at a time.
+void EncodeRows(Format format, std::span<const float* const> rows, int64_t cols,
+                const float* importance, std::byte* out);
+
+inline constexpr int64_t kMaxBatchRows = 64;
+constexpr int64_t BatchRows(int64_t cols) {
+  constexpr int64_t kWeights = 16384;  // a row or more, and in cache
+  return cols >= kWeights ? 1 : cols * kMaxBatchRows <= kWeights ? kMaxBatchRows : kWeights / cols;
+}
+
+inline void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,
+                      std::byte* out) {
+  EncodeRows(format, {&row, 1}, cols, importance, out);
+}
 
 // The largest magnitude that the format's scales can carry to a finite decoded weight.
 float LargestMagnitude(Format format);
@@ -22,10 +36,10 @@ float LargestMagnitude(Format format);
 // (q2_K to q6_K, iq4_nl, iq4_xs), and q4_0, q4_1, q5_0, q5_1 where errors have an importance.
 bool IsSearched(Format format, bool has_importance);
 
-// The two families behind EncodeRow, with its arguments.
+// The two families behind EncodeRows, with its arguments.
 void EncodeSimple(Format format, const float* row, int64_t cols, std::byte* out);
-void EncodeSearch(Format format, const float* row, int64_t cols, const float* importance,
-                  std::byte* out);
+void EncodeSearch(Format format, std::span<const float* const> rows, int64_t cols,
+                  const float* importance, std::byte* out);
 
 }  // namespace nibble
 

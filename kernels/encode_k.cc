@@ -15,9 +15,9 @@ HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
 
-void EncodeSearchTarget(Format format, const float* row, int64_t cols, const float* importance,
-                        std::byte* out) {
-  EncodeSearchWith(hn::CappedTag<float, kMaxLanes>(), format, row, cols, importance, out);
+void EncodeSearchTarget(Format format, std::span<const float* const> rows, int64_t cols,
+                        const float* importance, std::byte* out) {
+  EncodeSearchWith(hn::CappedTag<float, kMaxLanes>(), format, rows, cols, importance, out);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
@@ -30,9 +30,9 @@ namespace nibble {
 
 HWY_EXPORT(EncodeSearchTarget);
 
-void EncodeSearch(Format format, const float* row, int64_t cols, const float* importance,
-                  std::byte* out) {
-  NIBBLE_DISPATCH(EncodeSearchTarget)(format, row, cols, importance, out);
+void EncodeSearch(Format format, std::span<const float* const> rows, int64_t cols,
+                  const float* importance, std::byte* out) {
+  NIBBLE_DISPATCH(EncodeSearchTarget)(format, rows, cols, importance, out);
 }
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "kernels/encode_k_pack.h"
 #include "kernels/search_affine-inl.h"
@@ -205,11 +206,13 @@ inline float ConstantOf(const float* weights, size_t count) {
 }
 
 template <class F, bool kWeighted, class D>
-void EncodeSearched(D d, const float* row, int64_t cols, const float* importance, std::byte* out) {
+void EncodeSearched(D d, std::span<const float* const> rows, int64_t cols, const float* importance,
+                    std::byte* out) {
   using Scales =
       std::conditional_t<F::kAffine, AffineScales<F::kGroups>, SymmetricScales<F::kGroups>>;
   const size_t lanes = hn::Lanes(d);
-  const int64_t blocks = cols / static_cast<int64_t>(F::kWeights);
+  const size_t row_blocks = static_cast<size_t>(cols) / F::kWeights;
+  const size_t blocks = rows.size() * row_blocks;
   static_assert(sizeof(FoundBlock::codes) >= F::kWeights);
   HWY_ALIGN float x[F::kWeights * kMaxLanes];
   HWY_ALIGN float weight[kWeighted ? F::kWeights * kMaxLanes : 1];
@@ -217,15 +220,16 @@ void EncodeSearched(D d, const float* row, int64_t cols, const float* importance
   HWY_ALIGN uint32_t words[F::kWeights / 4 * kMaxLanes];
   HWY_ALIGN uint32_t codes[kMaxLanes][F::kWeights / 4];
   Scales scales;
-  for (int64_t first = 0; first < blocks; first += static_cast<int64_t>(lanes)) {
+  for (size_t first = 0; first < blocks; first += lanes) {
     // Lanes past the end repeat the last block.
     const float* from[kMaxLanes];
     const float* weight_from[kMaxLanes];
     for (size_t l = 0; l < lanes; ++l) {
-      const int64_t b = std::min(first + static_cast<int64_t>(l), blocks - 1);
-      from[l] = row + b * static_cast<int64_t>(F::kWeights);
+      const size_t b = std::min(first + l, blocks - 1);
+      const size_t col = b % row_blocks * F::kWeights;
+      from[l] = rows[b / row_blocks] + col;
       constant[l] = ConstantOf(from[l], F::kWeights);
-      weight_from[l] = importance + (kWeighted ? b * static_cast<int64_t>(F::kWeights) : 0);
+      if constexpr (kWeighted) weight_from[l] = importance + col;
     }
     TransposeIn(from, lanes, F::kWeights, x);
     if constexpr (kWeighted) {
@@ -234,7 +238,7 @@ void EncodeSearched(D d, const float* row, int64_t cols, const float* importance
     }
     SearchTile<F, kWeighted>(d, Span{x, weight, constant}, words, scales);
     TransposeOut(words, lanes, F::kWeights / 4, codes[0], F::kWeights / 4);
-    for (size_t l = 0; l < lanes && first + static_cast<int64_t>(l) < blocks; ++l) {
+    for (size_t l = 0; l < lanes && first + l < blocks; ++l) {
       FoundBlock found;
       TakeLane(scales, lanes, l, found);
       std::memcpy(found.codes, codes[l], F::kWeights);
@@ -247,38 +251,39 @@ void EncodeSearched(D d, const float* row, int64_t cols, const float* importance
 }
 
 template <class F, class D>
-void EncodeEither(D d, const float* row, int64_t cols, const float* importance, std::byte* out) {
-  if (importance != nullptr) return EncodeSearched<F, true>(d, row, cols, importance, out);
-  EncodeSearched<F, false>(d, row, cols, nullptr, out);
+void EncodeEither(D d, std::span<const float* const> rows, int64_t cols, const float* importance,
+                  std::byte* out) {
+  if (importance != nullptr) return EncodeSearched<F, true>(d, rows, cols, importance, out);
+  EncodeSearched<F, false>(d, rows, cols, nullptr, out);
 }
 
 // EncodeSearch with vectors of tag `d`, of at most kMaxLanes floats.
 template <class D>
-void EncodeSearchWith(D d, Format format, const float* row, int64_t cols, const float* importance,
-                      std::byte* out) {
+void EncodeSearchWith(D d, Format format, std::span<const float* const> rows, int64_t cols,
+                      const float* importance, std::byte* out) {
   switch (format) {
     case Format::kQ2_K:
-      return EncodeEither<SearchQ2_K>(d, row, cols, importance, out);
+      return EncodeEither<SearchQ2_K>(d, rows, cols, importance, out);
     case Format::kQ3_K:
-      return EncodeEither<SearchQ3_K>(d, row, cols, importance, out);
+      return EncodeEither<SearchQ3_K>(d, rows, cols, importance, out);
     case Format::kQ4_K:
-      return EncodeEither<SearchQ4_K>(d, row, cols, importance, out);
+      return EncodeEither<SearchQ4_K>(d, rows, cols, importance, out);
     case Format::kQ5_K:
-      return EncodeEither<SearchQ5_K>(d, row, cols, importance, out);
+      return EncodeEither<SearchQ5_K>(d, rows, cols, importance, out);
     case Format::kQ6_K:
-      return EncodeEither<SearchQ6_K>(d, row, cols, importance, out);
+      return EncodeEither<SearchQ6_K>(d, rows, cols, importance, out);
     case Format::kIQ4_NL:
-      return EncodeEither<SearchIQ4_NL>(d, row, cols, importance, out);
+      return EncodeEither<SearchIQ4_NL>(d, rows, cols, importance, out);
     case Format::kIQ4_XS:
-      return EncodeEither<SearchIQ4_XS>(d, row, cols, importance, out);
+      return EncodeEither<SearchIQ4_XS>(d, rows, cols, importance, out);
     case Format::kQ4_0:
-      return EncodeSearched<SearchQ4_0, true>(d, row, cols, importance, out);
+      return EncodeSearched<SearchQ4_0, true>(d, rows, cols, importance, out);
     case Format::kQ4_1:
-      return EncodeSearched<SearchQ4_1, true>(d, row, cols, importance, out);
+      return EncodeSearched<SearchQ4_1, true>(d, rows, cols, importance, out);
     case Format::kQ5_0:
-      return EncodeSearched<SearchQ5_0, true>(d, row, cols, importance, out);
+      return EncodeSearched<SearchQ5_0, true>(d, rows, cols, importance, out);
     case Format::kQ5_1:
-      return EncodeSearched<SearchQ5_1, true>(d, row, cols, importance, out);
+      return EncodeSearched<SearchQ5_1, true>(d, rows, cols, importance, out);
     default:
       return;
   }

@@ -18,6 +18,7 @@
 #include "kernels/search-inl.h"
 #include "nibble/target.h"
 #include "tests/encode_k_matrices.h"
+#include "tests/vectors.h"
 
 namespace nibble {
 namespace {
@@ -65,15 +66,15 @@ class EveryCase : public testing::TestWithParam<Case> {
 
   std::vector<std::byte> Encode(const std::vector<float>& row, const float* importance) const {
     std::vector<std::byte> out(Bytes(static_cast<int64_t>(row.size())));
-    EncodeSearch(format(), row.data(), static_cast<int64_t>(row.size()), importance, out.data());
+    EncodeRow(format(), row.data(), static_cast<int64_t>(row.size()), importance, out.data());
     return out;
   }
   // Row by row, as matrices are.
   std::vector<std::byte> EncodeMatrix(const std::vector<float>& matrix, const float* importance) {
     std::vector<std::byte> out(Bytes(static_cast<int64_t>(matrix.size())));
     for (int64_t r = 0; r < kMatrixRows; ++r) {
-      EncodeSearch(format(), matrix.data() + r * kMatrixCols, kMatrixCols, importance,
-                   out.data() + Bytes(r * kMatrixCols));
+      EncodeRow(format(), matrix.data() + r * kMatrixCols, kMatrixCols, importance,
+                out.data() + Bytes(r * kMatrixCols));
     }
     return out;
   }
@@ -142,7 +143,8 @@ TEST_P(EveryCase, ErrsClearlyLessThanGgmlOnGaussianAndTrainedWeights) {
 void EncodeOneLane(Format format, const std::vector<float>& row, const float* importance,
                    std::byte* out) {
   namespace target = nibble::HWY_NAMESPACE;
-  target::EncodeSearchWith(hwy::HWY_NAMESPACE::CappedTag<float, 1>(), format, row.data(),
+  const float* data = row.data();
+  target::EncodeSearchWith(hwy::HWY_NAMESPACE::CappedTag<float, 1>(), format, {&data, 1},
                            static_cast<int64_t>(row.size()), importance, out);
 }
 
@@ -161,6 +163,39 @@ TEST_P(EveryCase, EveryTargetGivesTheBytesOfOneLane) {
   ASSERT_TRUE(ForceTarget("").ok());
 }
 
+TEST_P(EveryCase, RowsTogetherHaveTheBytesOfRowsAlone) {
+  const int64_t cols = 3 * block();
+  const float* importance = Importance(cols);
+  const std::vector<float> matrix = MakeMatrix("heavy");
+  std::vector<const float*> rows;
+  std::vector<std::byte> together(Bytes(5 * cols)), alone(Bytes(5 * cols));
+  for (int64_t r = 0; r < 5; ++r) {
+    rows.push_back(matrix.data() + r * (cols + 7));
+    EncodeRow(format(), rows.back(), cols, importance, alone.data() + Bytes(r * cols));
+  }
+  EncodeRows(format(), rows, cols, importance, together.data());
+  EXPECT_EQ(together, alone);
+}
+
+// What was written once is written ever after, by every compiler on every machine. A change of
+// these digests is a change of the quantizer's version.
+TEST_P(EveryCase, GivesTheGoldenBytes) {
+  std::ifstream file(NIBBLE_TEST_DATA "/encode_k_golden.txt");
+  std::string format, digest, expected;
+  int weighted = 0;
+  while (file >> format >> weighted >> digest) {
+    if (format == info().name && (weighted != 0) == GetParam().weighted) expected = digest;
+  }
+  std::vector<std::byte> all;
+  const auto append = [&](std::vector<float> row) {
+    const std::vector<std::byte> bytes = Encode(row, Importance(static_cast<int64_t>(row.size())));
+    all.insert(all.end(), bytes.begin(), bytes.end());
+  };
+  for (const char* name : kMatrixNames) append(MakeMatrix(name));
+  for (const char* name : kCases) append(CaseFloats(name, 4096));
+  EXPECT_EQ(Digest(all), expected) << info().name << " " << GetParam().weighted;
+}
+
 // Any number of blocks at any address gives the blocks that each gives alone.
 TEST_P(EveryCase, BlocksDoNotKnowTheirNeighbours) {
   const int64_t cols = 37 * block();
@@ -171,8 +206,8 @@ TEST_P(EveryCase, BlocksDoNotKnowTheirNeighbours) {
   for (const int64_t count : {1, 2, 3, 5, 15, 16, 17, 33}) {
     for (const int64_t first : {int64_t{0}, 37 - count}) {
       std::vector<std::byte> out(Bytes(count * block()) + 2, std::byte{0xA5});
-      EncodeSearch(format(), row.data() + first * block(), count * block(),
-                   importance == nullptr ? nullptr : importance + first * block(), out.data() + 1);
+      EncodeRow(format(), row.data() + first * block(), count * block(),
+                importance == nullptr ? nullptr : importance + first * block(), out.data() + 1);
       EXPECT_EQ(std::memcmp(out.data() + 1, whole.data() + Bytes(first * block()),
                             Bytes(count * block())),
                 0)
@@ -274,7 +309,7 @@ TEST(EncodeKTest, ComesCloseToTheBestOfAllHalfPrecisionScales) {
     std::vector<float> x;
     for (uint32_t i = 0; i < 32; ++i) x.push_back(Bell(32 * b + i));
     BlockIQ4_NL block;
-    EncodeSearch(Format::kIQ4_NL, x.data(), 32, nullptr, reinterpret_cast<std::byte*>(&block));
+    EncodeRow(Format::kIQ4_NL, x.data(), 32, nullptr, reinterpret_cast<std::byte*>(&block));
     for (int i = 0; i < 32; ++i) {
       const float e = x[static_cast<size_t>(i)] - DecodeWeight<CodecIQ4_NL>(block, i);
       found += e * e;
@@ -305,7 +340,7 @@ TEST(EncodeKTest, ComesCloseToTheBestOfAllIntegerScalesAndMinima) {
     std::vector<float> x;
     for (uint32_t i = 0; i < 256; ++i) x.push_back(Bell(256 * b + i));
     BlockQ2_K block;
-    EncodeSearch(Format::kQ2_K, x.data(), 256, nullptr, reinterpret_cast<std::byte*>(&block));
+    EncodeRow(Format::kQ2_K, x.data(), 256, nullptr, reinterpret_cast<std::byte*>(&block));
     double found = 0, best = 0;
     for (int g = 0; g < 16; ++g) {
       double least = 1e30;

@@ -24,8 +24,14 @@ std::vector<int64_t> RunnableTargets() {
   return targets;
 }
 
-void Use(int64_t targets) {
-  hwy::SetSupportedTargetsForTest(targets);  // 0: all
+// Uses the target, or for kernels that are not compiled for it the next lesser one: targets are
+// bits, better ones lower.
+void Use(int64_t target) {
+  int64_t targets = 0;  // all
+  for (int64_t runnable : RunnableTargets()) {
+    if (target != 0 && runnable >= target) targets |= runnable;
+  }
+  hwy::SetSupportedTargetsForTest(targets);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 

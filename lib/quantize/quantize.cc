@@ -1,6 +1,7 @@
 #include "nibble/quantize.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -79,31 +80,41 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
   const float limit = LargestMagnitude(format);
   const bool in_place = weights.dtype == DType::kF32 && IsAligned(weights);
   const int workers = std::max(1, options.parallel.workers);
-  NIBBLE_ASSIGN_OR_RETURN(Tensor scratch, Tensor::Allocate(DType::kF32, workers, cols));
+  const int64_t batch = std::min(BatchRows(cols), weights.rows);
+  NIBBLE_ASSIGN_OR_RETURN(Tensor scratch, Tensor::Allocate(DType::kF32, workers * batch, cols));
 
   // The first row with a weight that cannot be quantized: the same row for any order of tasks,
   // since only rows behind one that is known are skipped.
   std::atomic<int64_t> bad_row{weights.rows};
+  // Row r as floats that the format can carry: in place, or in `copy`; nullptr where it has none.
+  const auto prepare = [&](int64_t r, float* copy) -> const float* {
+    const float* row = static_cast<const float*>(weights.Row(r));
+    if (!in_place) {
+      ConvertToFloat(weights.dtype, weights.Row(r), cols, copy);
+      row = copy;
+    }
+    if (FirstBeyond(row, cols, limit) == cols) return row;
+    if (options.non_finite == NonFinite::kError) return nullptr;
+    if (in_place) std::copy(row, row + cols, copy);
+    Clamp(copy, cols, std::min(limit, LargestFinite(weights.dtype)));
+    return copy;
+  };
   ForRows(weights.rows, cols, options.parallel, [&](int64_t first, int64_t last, int worker) {
-    float* copy = static_cast<float*>(scratch.mutable_view().Row(worker));
-    for (int64_t r = first; r < last && r < bad_row.load(std::memory_order_relaxed); ++r) {
-      const float* row = static_cast<const float*>(weights.Row(r));
-      if (!in_place) {
-        ConvertToFloat(weights.dtype, weights.Row(r), cols, copy);
-        row = copy;
-      }
-      if (FirstBeyond(row, cols, limit) < cols) {
-        if (options.non_finite == NonFinite::kError) {
-          int64_t known = bad_row.load();
-          while (r < known && !bad_row.compare_exchange_weak(known, r)) {
-          }
-          return;
+    std::array<const float*, kMaxBatchRows> rows;
+    for (int64_t r = first; r < last && r < bad_row.load(std::memory_order_relaxed);) {
+      const int64_t begin = r;
+      size_t count = 0;
+      for (; r < last && r < begin + batch; ++r) {
+        rows[count] = prepare(
+            r, static_cast<float*>(scratch.mutable_view().Row(worker * batch + (r - begin))));
+        if (rows[count++] != nullptr) continue;
+        int64_t known = bad_row.load();
+        while (r < known && !bad_row.compare_exchange_weak(known, r)) {
         }
-        if (in_place) std::copy(row, row + cols, copy);
-        Clamp(copy, cols, std::min(limit, LargestFinite(weights.dtype)));
-        row = copy;
+        return;
       }
-      EncodeRow(format, row, cols, importance, out.data() + static_cast<size_t>(r) * row_bytes);
+      EncodeRows(format, {rows.data(), count}, cols, importance,
+                 out.data() + static_cast<size_t>(begin) * row_bytes);
     }
   });
   if (const int64_t r = bad_row.load(); r < weights.rows) {
