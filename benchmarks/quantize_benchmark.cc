@@ -1,14 +1,19 @@
-// Quantize a 1024 x 4096 matrix of f32, for each format, on one and two threads; ggml beside it in
-// the same rounds.
+// Quantize a 1024 x 4096 matrix of f32, for each format, without and with an importance of the
+// columns, on one and two threads; ggml beside it in the same rounds.
 //
-//   Mweights/s   weights a second, in millions        vs_ggml   ggml's time / nibble's time
+//   Mweights/s   weights a second, in millions
+//   vs_ggml      ggml's time / nibble's time
+//   rms_vs_ggml  nibble's root mean square error / ggml's, weighted by the importance if any
+#include <cmath>
 #include <cstring>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "benchmark/benchmark.h"
 #include "benchmarks/peers.h"
 #include "benchmarks/turns.h"
+#include "kernels/encode.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -34,12 +39,38 @@ std::vector<float> Weights() {
 using QuantizeChunk = size_t(int type, const float* from, void* to, int64_t start, int64_t rows,
                              int64_t cols, const float* importance);
 
-void MeasureQuantize(benchmark::State& state, FormatInfo info) {
+// Spread over three decades.
+std::vector<float> Importance() {
+  std::vector<float> importance(kCols);
+  uint32_t state = 7;
+  for (float& v : importance) {
+    state = state * 1664525u + 1013904223u;
+    v = std::ldexp(1.0f, -static_cast<int>(state >> 24) % 10);
+  }
+  return importance;
+}
+
+// Sum of squared errors of blocks.
+double ErrorOf(Format format, std::span<const std::byte> blocks, const std::vector<float>& weights,
+               std::span<const float> importance) {
+  std::vector<float> decoded(weights.size());
+  const MutableTensorView view{decoded.data(), DType::kF32, kRows, kCols, kCols, Device::kCpu};
+  if (!Dequantize(format, blocks, view).ok()) return 0;
+  double total = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const double e = static_cast<double>(weights[i]) - static_cast<double>(decoded[i]);
+    total += e * e * (importance.empty() ? 1 : importance[i % static_cast<size_t>(kCols)]);
+  }
+  return total;
+}
+
+void MeasureQuantize(benchmark::State& state, FormatInfo info, bool weighted) {
   const int threads = static_cast<int>(state.range(0));
   ThreadPool pool(threads);
   QuantizeOptions options;
   if (threads > 1) options.parallel = pool.parallel_for();
-  static const std::vector<float> weights = Weights();
+  static const std::vector<float> weights = Weights(), importance = Importance();
+  if (weighted) options.importance = importance;
   std::vector<std::byte> out(*FormatBytes(info.format, kRows, kCols)), other = out;
   const auto chunk = Ggml::Get().Symbol<QuantizeChunk>("ggml_quantize_chunk");
 
@@ -58,12 +89,17 @@ void MeasureQuantize(benchmark::State& state, FormatInfo info) {
     ggml.Run([&] {
       options.parallel(kRows / kStep, [&](int64_t task, int) {
         chunk(static_cast<int>(info.format), weights.data(), other.data(), task * kStep * kCols,
-              kStep, kCols, nullptr);
+              kStep, kCols, weighted ? importance.data() : nullptr);
       });
     });
   }
   state.counters["Mweights/s"] = static_cast<double>(weights.size()) / nibble.Median() / 1e6;
-  if (ggml.Median() > 0) state.counters["vs_ggml"] = ggml.Median() / nibble.Median();
+  if (ggml.Median() > 0) {
+    state.counters["vs_ggml"] = ggml.Median() / nibble.Median();
+    const double error = ErrorOf(info.format, out, weights, options.importance);
+    const double of_other = ErrorOf(info.format, other, weights, options.importance);
+    if (of_other > 0) state.counters["rms_vs_ggml"] = std::sqrt(error / of_other);
+  }
 }
 
 }  // namespace
@@ -73,14 +109,18 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   for (const nibble::FormatInfo& info : nibble::AllFormats()) {
     if (!info.can_encode()) continue;
-    benchmark::RegisterBenchmark((std::string("quantize/") + info.name).c_str(),
-                                 nibble::MeasureQuantize, info)
-        ->ArgName("threads")
-        ->Arg(1)
-        ->Arg(2)
-        ->Iterations(9)
-        ->UseManualTime()
-        ->Unit(benchmark::kMillisecond);
+    for (const bool weighted : {false, true}) {
+      if (weighted && !nibble::IsSearched(info.format, true)) continue;
+      const std::string name =
+          std::string("quantize/") + info.name + (weighted ? "/importance" : "");
+      benchmark::RegisterBenchmark(name.c_str(), nibble::MeasureQuantize, info, weighted)
+          ->ArgName("threads")
+          ->Arg(1)
+          ->Arg(2)
+          ->Iterations(9)
+          ->UseManualTime()
+          ->Unit(benchmark::kMillisecond);
+    }
   }
   benchmark::RunSpecifiedBenchmarks();
 }

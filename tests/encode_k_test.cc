@@ -18,7 +18,6 @@
 #include "kernels/search-inl.h"
 #include "nibble/target.h"
 #include "tests/encode_k_matrices.h"
-#include "tests/vectors.h"
 
 namespace nibble {
 namespace {
@@ -175,25 +174,6 @@ TEST_P(EveryCase, RowsTogetherHaveTheBytesOfRowsAlone) {
   }
   EncodeRows(format(), rows, cols, importance, together.data());
   EXPECT_EQ(together, alone);
-}
-
-// What was written once is written ever after, by every compiler on every machine. A change of
-// these digests is a change of the quantizer's version.
-TEST_P(EveryCase, GivesTheGoldenBytes) {
-  std::ifstream file(NIBBLE_TEST_DATA "/encode_k_golden.txt");
-  std::string format, digest, expected;
-  int weighted = 0;
-  while (file >> format >> weighted >> digest) {
-    if (format == info().name && (weighted != 0) == GetParam().weighted) expected = digest;
-  }
-  std::vector<std::byte> all;
-  const auto append = [&](std::vector<float> row) {
-    const std::vector<std::byte> bytes = Encode(row, Importance(static_cast<int64_t>(row.size())));
-    all.insert(all.end(), bytes.begin(), bytes.end());
-  };
-  for (const char* name : kMatrixNames) append(MakeMatrix(name));
-  for (const char* name : kCases) append(CaseFloats(name, 4096));
-  EXPECT_EQ(Digest(all), expected) << info().name << " " << GetParam().weighted;
 }
 
 // Any number of blocks at any address gives the blocks that each gives alone.
