@@ -6,6 +6,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -179,22 +180,28 @@ TEST_P(EveryProduct, AgreesWithTheOracleForAnyShape) {
       const std::vector<float> w = Decoded(weights);
       const std::vector<float> a = RandomValues(33 * cols, 7);
       const Oracle oracle = Multiply(a, w, 33, n_rows, cols);
+      const auto packed = Pack(weights, precision);
+      ASSERT_TRUE(packed.ok()) << packed.status().message();
       for (const int64_t m_rows : {1, 2, 3, 4, 5, 8, 16, 17, 33}) {
-        std::vector<float> out(static_cast<size_t>(m_rows * n_rows), NAN);
         MatmulOptions options;
         options.precision = precision;
-        const Status status = Matmul(ViewOf(a.data(), m_rows, cols), weights,
-                                     ViewOf(out.data(), m_rows, n_rows), options);
-        ASSERT_TRUE(status.ok()) << status.message();
-        const std::string shape =
-            std::to_string(m_rows) + " x " + std::to_string(n_rows) + " x " + std::to_string(cols);
-        EXPECT_LE(LargestRelativeError(oracle, out), PromisedRelativeError(precision, cols))
-            << shape;
-        // A mean needs something to average.
-        if (m_rows * n_rows >= 500) {
-          Oracle part = oracle;
-          part.product.resize(out.size());
-          EXPECT_LE(NormalisedError(part, out), PromisedError(precision)) << shape;
+        const TensorView rows = ViewOf(a.data(), m_rows, cols);
+        for (const bool use_packed : {false, true}) {
+          std::vector<float> out(static_cast<size_t>(m_rows * n_rows), NAN);
+          const MutableTensorView view = ViewOf(out.data(), m_rows, n_rows);
+          const Status status = use_packed ? Matmul(rows, *packed, view, options)
+                                           : Matmul(rows, weights, view, options);
+          ASSERT_TRUE(status.ok()) << status.message();
+          const std::string what = std::to_string(m_rows) + " x " + std::to_string(n_rows) + " x " +
+                                   std::to_string(cols) + (use_packed ? " packed" : "");
+          EXPECT_LE(LargestRelativeError(oracle, out), PromisedRelativeError(precision, cols))
+              << what;
+          // A mean needs something to average.
+          if (m_rows * n_rows >= 500) {
+            Oracle part = oracle;
+            part.product.resize(out.size());
+            EXPECT_LE(NormalisedError(part, out), PromisedError(precision)) << what;
+          }
         }
       }
     }
@@ -205,31 +212,41 @@ TEST_P(EveryProduct, ThreadsDoNotChangeTheBits) {
   const auto [format, precision] = GetParam();
   const int64_t cols = 1280, n_rows = 203;
   const QuantizedTensor weights = RandomWeights(format, n_rows, cols, 3);
+  const auto packed = Pack(weights, precision);
+  ASSERT_TRUE(packed.ok()) << packed.status().message();
   ThreadPool pool(4);
   for (const int64_t m_rows : {1, 6, 70}) {
     const std::vector<float> a = RandomValues(m_rows * cols, 11);
-    std::vector<float> one(static_cast<size_t>(m_rows * n_rows)), four(one.size());
-    MatmulOptions options;
-    options.precision = precision;
-    ASSERT_TRUE(
-        Matmul(ViewOf(a.data(), m_rows, cols), weights, ViewOf(one.data(), m_rows, n_rows), options)
-            .ok());
-    options.parallel = pool.parallel_for();
-    ASSERT_TRUE(Matmul(ViewOf(a.data(), m_rows, cols), weights, ViewOf(four.data(), m_rows, n_rows),
-                       options)
-                    .ok());
-    EXPECT_EQ(0, std::memcmp(one.data(), four.data(), one.size() * sizeof(float))) << m_rows;
+    const TensorView rows = ViewOf(a.data(), m_rows, cols);
+    for (const bool use_packed : {false, true}) {
+      std::vector<float> one(static_cast<size_t>(m_rows * n_rows)), four(one.size());
+      const auto multiply = [&](std::vector<float>& out, const ParallelFor& parallel) {
+        MatmulOptions options;
+        options.precision = precision;
+        options.parallel = parallel;
+        const MutableTensorView view = ViewOf(out.data(), m_rows, n_rows);
+        return use_packed ? Matmul(rows, *packed, view, options)
+                          : Matmul(rows, weights, view, options);
+      };
+      ASSERT_TRUE(multiply(one, {}).ok());
+      ASSERT_TRUE(multiply(four, pool.parallel_for()).ok());
+      EXPECT_EQ(0, std::memcmp(one.data(), four.data(), one.size() * sizeof(float))) << m_rows;
+    }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Matmul, EveryProduct, testing::ValuesIn(AllCases()), CaseName);
 
-class EveryPrecision : public testing::TestWithParam<Precision> {};
+// A precision, and whether the weights are packed.
+class EveryPrecision : public testing::TestWithParam<std::tuple<Precision, bool>> {};
 
 // Strides, narrow activations, bias and accumulation give what the plain product gives.
 TEST_P(EveryPrecision, TakesStridesTypesBiasAndAccumulation) {
   const int64_t cols = 608, n_rows = 37, a_stride = 640, out_stride = 45;
+  const auto [precision, use_packed] = GetParam();
   const QuantizedTensor weights = RandomWeights(Format::kQ4_1, n_rows, cols, 5);
+  const auto packed = Pack(weights, precision);
+  ASSERT_TRUE(packed.ok()) << packed.status().message();
   const std::vector<float> bias = RandomValues(n_rows, 8);
   for (const int64_t m_rows : {1, 3, 40}) {
     // Values that f16 and bf16 hold exactly.
@@ -238,10 +255,12 @@ TEST_P(EveryPrecision, TakesStridesTypesBiasAndAccumulation) {
     for (float& v : a) v = static_cast<float>(static_cast<int>(random() % 255) - 127) / 64;
     std::vector<float> plain(static_cast<size_t>(m_rows * n_rows));
     MatmulOptions options;
-    options.precision = GetParam();
-    ASSERT_TRUE(Matmul(ViewOf(a.data(), m_rows, cols), weights,
-                       ViewOf(plain.data(), m_rows, n_rows), options)
-                    .ok());
+    options.precision = precision;
+    const auto multiply = [&](const TensorView& x, const MutableTensorView& y) {
+      return use_packed ? Matmul(x, *packed, y, options) : Matmul(x, weights, y, options);
+    };
+    ASSERT_TRUE(
+        multiply(ViewOf(a.data(), m_rows, cols), ViewOf(plain.data(), m_rows, n_rows)).ok());
 
     options.bias = bias;
     for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -260,8 +279,7 @@ TEST_P(EveryPrecision, TakesStridesTypesBiasAndAccumulation) {
         std::vector<float> out(static_cast<size_t>(m_rows * out_stride), 0.5f);
         options.accumulate = accumulate;
         const Status status =
-            Matmul(view, weights,
-                   {out.data(), DType::kF32, m_rows, n_rows, out_stride, Device::kCpu}, options);
+            multiply(view, {out.data(), DType::kF32, m_rows, n_rows, out_stride, Device::kCpu});
         ASSERT_TRUE(status.ok()) << status.message();
         for (int64_t m = 0; m < m_rows; ++m) {
           for (int64_t n = 0; n < out_stride; ++n) {
@@ -282,7 +300,71 @@ TEST_P(EveryPrecision, TakesStridesTypesBiasAndAccumulation) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Matmul, EveryPrecision,
-                         testing::Values(Precision::kInt8, Precision::kBf16, Precision::kF32));
+                         testing::Combine(testing::Values(Precision::kInt8, Precision::kBf16,
+                                                          Precision::kF32),
+                                          testing::Bool()));
+
+TEST(Matmul, PackedBytesAreReadAgain) {
+  const int64_t cols = 256, n_rows = 19;
+  for (const Format format : {Format::kQ6_K, Format::kF16}) {
+    const QuantizedTensor weights = RandomWeights(format, n_rows, cols, 2);
+    const auto packed = Pack(weights);
+    ASSERT_TRUE(packed.ok());
+    EXPECT_EQ(packed->rows(), n_rows);
+    EXPECT_EQ(packed->cols(), cols);
+    auto mapped = PackedWeights::FromBytes(Buffer::Borrow(packed->serialized()));
+    ASSERT_TRUE(mapped.ok()) << mapped.status().message();
+    EXPECT_EQ(mapped->target(), packed->target());
+    EXPECT_EQ(mapped->serialized().data(), packed->serialized().data());
+    const std::vector<float> a = RandomValues(cols, 4);
+    std::vector<float> first(n_rows), second(n_rows);
+    ASSERT_TRUE(Matmul(ViewOf(a.data(), 1, cols), *packed, ViewOf(first.data(), 1, n_rows)).ok());
+    ASSERT_TRUE(Matmul(ViewOf(a.data(), 1, cols), *mapped, ViewOf(second.data(), 1, n_rows)).ok());
+    EXPECT_EQ(first, second);
+  }
+}
+
+TEST(Matmul, PackedBytesOfStrangersAreRefused) {
+  const auto packed = Pack(RandomWeights(Format::kQ4_K, 5, 512, 2));
+  ASSERT_TRUE(packed.ok());
+  const auto good = packed->serialized();
+  const auto code = [&](size_t size, size_t at, uint64_t value, size_t width) {
+    auto copy = Buffer::Allocate(good.size());
+    std::memcpy(copy->data(), good.data(), good.size());
+    std::memcpy(copy->data() + at, &value, width);
+    return PackedWeights::FromBytes(Buffer::Borrow({copy->data(), size})).status().code();
+  };
+  // The header: magic at 0, target at 8, format at 32, rows at 40, columns at 48.
+  const size_t size = good.size();
+  EXPECT_EQ(code(0, 0, 0, 0), StatusCode::kCorrupt);
+  EXPECT_EQ(code(63, 0, 0, 0), StatusCode::kCorrupt);
+  EXPECT_EQ(code(size - 1, 0, 0, 0), StatusCode::kCorrupt);
+  EXPECT_EQ(code(size, 0, 'X', 1), StatusCode::kCorrupt);
+  EXPECT_EQ(code(size, 8, 'X', 1), StatusCode::kUnsupported);
+  for (const uint64_t format : {9, 24, 1000}) {
+    EXPECT_EQ(code(size, 32, format, 4), StatusCode::kCorrupt) << format;
+  }
+  for (const uint64_t count : {uint64_t{0}, uint64_t{1} << 62, ~uint64_t{0}, uint64_t{INT64_MAX}}) {
+    EXPECT_EQ(code(size, 40, count, 8), StatusCode::kCorrupt) << count;
+    EXPECT_EQ(code(size, 48, count, 8), StatusCode::kCorrupt) << count;
+  }
+  EXPECT_EQ(code(size, 48, 500, 8), StatusCode::kCorrupt);
+}
+
+// A value that is not finite makes its own row of the output not finite, and no other.
+TEST(Matmul, ActivationsThatAreNotFiniteAreNotHidden) {
+  const int64_t cols = 512, n_rows = 20;
+  const auto packed = Pack(RandomWeights(Format::kQ8_0, n_rows, cols, 2));
+  ASSERT_TRUE(packed.ok());
+  for (const float value : {NAN, INFINITY}) {
+    std::vector<float> a = RandomValues(3 * cols, 4), out(3 * n_rows);
+    a[static_cast<size_t>(cols) + 100] = value;
+    ASSERT_TRUE(Matmul(ViewOf(a.data(), 3, cols), *packed, ViewOf(out.data(), 3, n_rows)).ok());
+    for (size_t i = 0; i < out.size(); ++i) {
+      EXPECT_EQ(std::isfinite(out[i]), i / n_rows != 1) << i;
+    }
+  }
+}
 
 TEST(Matmul, RefusesOperandsThatDoNotFit) {
   const QuantizedTensor weights = RandomWeights(Format::kQ8_0, 3, 64, 1);

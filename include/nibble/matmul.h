@@ -15,10 +15,12 @@
 
 namespace nibble {
 
-// The arithmetic of a product. Results are the same bits for any number of threads.
+// The least exact arithmetic that a product may use: where a more exact one is faster, it is used.
+// Results are the same bits for any number of threads, but may differ between processors, between
+// packed and canonical weights, and with the number of activation rows.
 enum class Precision : uint8_t {
-  kInt8,  // activations rounded to int8 with a scale for each group of columns; integer dots
-  kBf16,  // activations and decoded weights rounded to bf16, sums in f32
+  kInt8,  // the fastest: activations may be rounded to int8 with a scale for each 32 columns
+  kBf16,  // activations and decoded weights may be rounded to bf16; sums in f32
   kF32,   // decoded weights in f32, f32 products: the exact reference
 };
 
@@ -29,17 +31,18 @@ struct MatmulOptions {
   ParallelFor parallel;
 };
 
-// Weights rearranged once for one instruction set: opaque, made by Pack.
+// Weights rearranged once for fast products: opaque, made by Pack.
 class PackedWeights {
  public:
   int64_t rows() const;
   int64_t cols() const;
   size_t bytes() const;
-  // The instruction set and layout version the bytes were made for, e.g. "avx3_spr/1".
+  // The layout of the bytes and its version, e.g. "tiles16/1".
   const std::string& target() const;
 
-  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes made
-  // for another target. `bytes` must stay alive where it borrows.
+  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes of a
+  // layout that this version does not know. `bytes` must be aligned to 8 bytes (to 64 is faster) and
+  // stay alive where it borrows.
   std::span<const std::byte> serialized() const;
   static Result<PackedWeights> FromBytes(Buffer bytes);
 
@@ -49,7 +52,7 @@ class PackedWeights {
   std::shared_ptr<const Impl> impl_;
 };
 
-// Rearranges `weights` for this machine.
+// Rearranges `weights` for products of the given precision.
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision = Precision::kInt8,
                            const ParallelFor& parallel = {});
 

@@ -1,0 +1,141 @@
+// What the machine can do at most, measured beside whatever is compared with it: bytes read from
+// memory, and bare loops of the instructions that products are made of, on registers alone.
+#ifndef NIBBLE_BENCHMARKS_LIMITS_H_
+#define NIBBLE_BENCHMARKS_LIMITS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "benchmark/benchmark.h"
+#include "hwy/base.h"
+#include "kernels/amx.h"
+#include "nibble/target.h"
+
+#if HWY_ARCH_X86_64
+#include <immintrin.h>
+#endif
+
+namespace nibble {
+
+// Reads every byte once, asking for lines ahead of their use.
+inline void ReadBytes(std::span<const std::byte> bytes) {
+  typedef uint64_t Vector __attribute__((vector_size(64), aligned(1), may_alias));
+  constexpr size_t kAhead = 4096;
+  const std::byte* at = bytes.data();
+  Vector a = {}, b = {}, c = {}, d = {};
+  for (size_t i = 0; i + 256 <= bytes.size(); i += 256, at += 256) {
+    for (size_t line = 0; line < 256; line += 64) __builtin_prefetch(at + kAhead + line);
+    const Vector* v = reinterpret_cast<const Vector*>(at);
+    a ^= v[0];
+    b ^= v[1];
+    c ^= v[2];
+    d ^= v[3];
+  }
+  a ^= b ^ c ^ d;
+  benchmark::DoNotOptimize(a);
+}
+
+struct BareLoop {
+  const char* name;
+  double operations;  // multiplications and additions of one run
+  void (*run)();
+};
+
+#if HWY_ARCH_X86_64
+
+HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,amx-int8")
+namespace internal {
+
+constexpr int kRounds = 20000;
+
+struct alignas(64) BareTileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+inline const BareTileConfig kBareTiles;
+
+inline void RunAmxBf16() {
+  _tile_loadconfig(&kBareTiles);
+  for (int i = 0; i < kRounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+
+inline void RunAmxInt8() {
+  _tile_loadconfig(&kBareTiles);
+  for (int i = 0; i < kRounds; ++i) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+}
+
+}  // namespace internal
+HWY_POP_ATTRIBUTES
+
+// Eight chains hide the latency of these instructions on every processor that has them.
+#define NIBBLE_BARE_LOOP(Name, Vector, zero, operation)                               \
+  inline void Name() {                                                                \
+    Vector s0 = zero, s1 = zero, s2 = zero, s3 = zero;                                \
+    Vector s4 = zero, s5 = zero, s6 = zero, s7 = zero;                                \
+    Vector x = zero, y = zero;                                                        \
+    __asm__ volatile("" : "+v"(x), "+v"(y));                                          \
+    for (int i = 0; i < kRounds; ++i) {                                               \
+      s0 = operation(s0), s1 = operation(s1), s2 = operation(s2), s3 = operation(s3); \
+      s4 = operation(s4), s5 = operation(s5), s6 = operation(s6), s7 = operation(s7); \
+      __asm__ volatile("" : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3));                  \
+      __asm__ volatile("" : "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7));                  \
+    }                                                                                 \
+  }
+
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512vnni")
+namespace internal {
+#define NIBBLE_VNNI(s) _mm512_dpbusd_epi32(s, x, y)
+NIBBLE_BARE_LOOP(RunVnni, __m512i, _mm512_setzero_si512(), NIBBLE_VNNI)
+#undef NIBBLE_VNNI
+#define NIBBLE_FMA(s) _mm512_fmadd_ps(x, y, s)
+NIBBLE_BARE_LOOP(RunAvx512, __m512, _mm512_setzero_ps(), NIBBLE_FMA)
+#undef NIBBLE_FMA
+}  // namespace internal
+HWY_POP_ATTRIBUTES
+
+HWY_PUSH_ATTRIBUTES("avx2,fma")
+namespace internal {
+#define NIBBLE_FMA(s) _mm256_fmadd_ps(x, y, s)
+NIBBLE_BARE_LOOP(RunAvx2, __m256, _mm256_setzero_ps(), NIBBLE_FMA)
+#undef NIBBLE_FMA
+}  // namespace internal
+HWY_POP_ATTRIBUTES
+#undef NIBBLE_BARE_LOOP
+
+#endif  // HWY_ARCH_X86_64
+
+// The fastest bare loop that a product of `precision` and few or many activation rows could be made
+// of, under the target in use; run is null where none is known.
+inline BareLoop FastestBareLoop() {
+#if HWY_ARCH_X86_64
+  using internal::kRounds;
+  if (GetAmxSupport().bf16) {
+    return {"AMX bf16", 4.0 * kRounds * 16 * 16 * 32 * 2, internal::RunAmxBf16};
+  }
+  const std::string target = CurrentTarget();
+  if (target == "avx3_dl" || target == "avx3_zen4" || target == "avx3_spr") {
+    return {"AVX-512 VNNI", 8.0 * kRounds * 64 * 2, internal::RunVnni};
+  }
+  if (target == "avx3") return {"AVX-512 f32", 8.0 * kRounds * 16 * 2, internal::RunAvx512};
+  if (target == "avx2") return {"AVX2 f32", 8.0 * kRounds * 8 * 2, internal::RunAvx2};
+#endif
+  return {"none", 0, nullptr};
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_BENCHMARKS_LIMITS_H_

@@ -1,0 +1,171 @@
+// Products out[M, N] = activations[M, K] x weights[N, K]^T for each format, shape, M and number of
+// threads, from canonical and from packed weights. Beside them in the same rounds: what the machine
+// can do at most (for few activation rows, reading the weights' bytes from memory; for many, a bare
+// loop of the fastest instruction, on every thread), and ggml with the fastest of its layouts.
+//
+//   GB/s       bytes of weights as they are packed, a second
+//   GFLOP/s    multiplications and additions a second
+//   of_limit   share of that limit
+//   vs_ggml    ggml's best time / the packed product's time
+//   canonical_vs_ggml  ggml's time with plain weights / the canonical product's time
+//
+// Few activation rows cycle through 256 MiB of matrices, so that weights come from memory as they
+// do in a model. Choose cases with --benchmark_filter=matmul/q4_K/4096x4096/M:1/threads:1 .
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "benchmarks/ggml_matmul.h"
+#include "benchmarks/limits.h"
+#include "benchmarks/turns.h"
+#include "nibble/matmul.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kFewRows = 8;
+constexpr size_t kCycleBytes = size_t{256} << 20;
+
+struct Shape {
+  int64_t rows, cols;
+};
+constexpr Shape kShapes[] = {{4096, 4096}, {11008, 4096}, {4096, 11008},
+                             {2048, 2048}, {1536, 576},   {128256, 4096}};
+
+// Blocks of random codes whose half-precision scales are small finite numbers: no code is slower.
+QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols) {
+  auto tensor = QuantizedTensor::Allocate(format, rows, cols);
+  if (!tensor.ok()) std::abort();
+  uint32_t state = 1;
+  for (std::byte& b : tensor->plane(Plane::kCodes).mutable_bytes()) {
+    state = state * 1664525u + 1013904223u;
+    b = static_cast<std::byte>((state >> 24) & 0x3B);  // as halves: below 2
+  }
+  return *std::move(tensor);
+}
+
+Buffer Copy(std::span<const std::byte> bytes) {
+  auto buffer = Buffer::Allocate(bytes.size());
+  if (!buffer.ok()) std::abort();
+  std::copy(bytes.begin(), bytes.end(), buffer->data());
+  return *std::move(buffer);
+}
+
+void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
+  const int64_t m_rows = state.range(0);
+  const int threads = static_cast<int>(state.range(1));
+  ThreadPool pool(threads);
+  MatmulOptions options;
+  if (threads > 1) options.parallel = pool.parallel_for();
+
+  const QuantizedTensor weights = RandomWeights(info.format, shape.rows, shape.cols);
+  const auto first = Pack(weights, options.precision, options.parallel);
+  if (!first.ok()) return state.SkipWithError(first.status().message().c_str());
+  const std::span<const std::byte> blocks = weights.plane(Plane::kCodes).bytes();
+  const int copies =
+      m_rows <= kFewRows ? static_cast<int>((kCycleBytes + blocks.size() - 1) / blocks.size()) : 1;
+  std::vector<QuantizedTensor> canonical;
+  std::vector<PackedWeights> packed;
+  for (int i = 0; i < copies; ++i) {
+    auto tensor = QuantizedTensor::Create(info.format, shape.rows, shape.cols, Copy(blocks));
+    auto pack = PackedWeights::FromBytes(Copy(first->serialized()));
+    if (!tensor.ok() || !pack.ok()) std::abort();
+    canonical.push_back(*std::move(tensor));
+    packed.push_back(*std::move(pack));
+  }
+
+  std::vector<float> activations(static_cast<size_t>(m_rows * shape.cols));
+  for (size_t i = 0; i < activations.size(); ++i) {
+    activations[i] = static_cast<float>(i * 2654435761u % 1024) / 512 - 1;
+  }
+  std::vector<float> out(static_cast<size_t>(m_rows * shape.rows));
+  const TensorView x = ViewOf(activations.data(), m_rows, shape.cols);
+  const MutableTensorView y = ViewOf(out.data(), m_rows, shape.rows);
+
+  std::vector<std::unique_ptr<GgmlMatmul>> peers;
+  for (const std::string& layout : GgmlMatmul::Layouts()) {
+    // Its tile layout of some versions crashes with several activation rows.
+    if (layout == "AMX" && m_rows > 1) continue;
+    peers.push_back(std::make_unique<GgmlMatmul>(layout, info.format, blocks, shape.rows,
+                                                 shape.cols, m_rows, copies, threads));
+  }
+
+  const BareLoop bare = FastestBareLoop();
+  Turns from_packed(threads), from_canonical(threads), limit(threads);
+  std::vector<Turns> ggml(peers.size(), Turns(threads));
+  for (auto _ : state) {
+    limit.Run([&] {
+      options.parallel(threads, [&](int64_t i, int) {
+        if (m_rows > kFewRows) {
+          if (bare.run != nullptr) bare.run();
+          return;
+        }
+        for (const PackedWeights& w : packed) {
+          const auto bytes = w.serialized();
+          const size_t part = bytes.size() / static_cast<size_t>(threads);
+          ReadBytes(bytes.subspan(static_cast<size_t>(i) * part, part));
+        }
+      });
+    });
+    state.SetIterationTime(from_packed.Run([&] {
+      for (const PackedWeights& w : packed) {
+        if (!Matmul(x, w, y, options).ok()) std::abort();
+      }
+    }));
+    from_canonical.Run([&] {
+      for (const QuantizedTensor& w : canonical) {
+        if (!Matmul(x, w, y, options).ok()) std::abort();
+      }
+    });
+    for (size_t i = 0; i < peers.size(); ++i) {
+      if (peers[i]->found()) ggml[i].Run([&] { peers[i]->Run(); });
+    }
+  }
+
+  const double seconds = from_packed.Median(), canonical_seconds = from_canonical.Median();
+  const double operations = 2.0 * static_cast<double>(m_rows * shape.rows * shape.cols) * copies;
+  state.counters["GB/s"] = static_cast<double>(first->bytes()) * copies / seconds / 1e9;
+  state.counters["GFLOP/s"] = operations / seconds / 1e9;
+  state.counters["canonical_GFLOP/s"] = operations / canonical_seconds / 1e9;
+  if (m_rows <= kFewRows) {
+    state.counters["of_limit"] = limit.Median() / seconds;
+  } else if (bare.run != nullptr) {
+    const double most = bare.operations * threads / limit.Median();
+    state.counters["of_limit"] = operations / seconds / most;
+    state.counters["canonical_of_limit"] = operations / canonical_seconds / most;
+    state.SetLabel(bare.name);
+  }
+  double best = 0;
+  for (const Turns& turns : ggml) {
+    if (turns.Median() > 0 && (best == 0 || turns.Median() < best)) best = turns.Median();
+  }
+  if (best > 0) state.counters["vs_ggml"] = best / seconds;
+  if (!ggml.empty() && ggml[0].Median() > 0) {
+    state.counters["canonical_vs_ggml"] = ggml[0].Median() / canonical_seconds;
+  }
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  using nibble::FormatUse;
+  benchmark::Initialize(&argc, argv);
+  for (const nibble::FormatInfo& info : nibble::AllFormats()) {
+    if (!info.can_decode()) continue;
+    for (const nibble::Shape& shape : nibble::kShapes) {
+      if (shape.cols % info.block_weights != 0) continue;
+      const std::string name = std::string("matmul/") + info.name + "/" +
+                               std::to_string(shape.rows) + "x" + std::to_string(shape.cols);
+      benchmark::RegisterBenchmark(name.c_str(), nibble::MeasureMatmul, info, shape)
+          ->ArgNames({"M", "threads"})
+          ->ArgsProduct({{1, 2, 4, 8, 32, 128, 512}, {1, 2}})
+          ->Iterations(5)
+          ->UseManualTime()
+          ->Unit(benchmark::kMillisecond);
+    }
+  }
+  benchmark::RunSpecifiedBenchmarks();
+}

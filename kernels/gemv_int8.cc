@@ -1,0 +1,379 @@
+#include "kernels/gemv_int8.h"
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "hwy/aligned_allocator.h"
+#include "hwy/cache_control.h"
+#include "kernels/convert.h"
+#include "kernels/pack.h"
+#include "kernels/pack_layout.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/gemv_int8.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+// After the above: what follows is compiled once per target.
+#include "kernels/dispatch.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// How far ahead weights are asked for: the processor's own prefetchers stop at the end of a page.
+constexpr int kPrefetchBytes = 4096;
+
+// Sixteen rows in one vector, or in several passes of fewer lanes.
+using DF = hn::CappedTag<float, kPackRows>;
+using DI = hn::RebindToSigned<DF>;
+using D8 = hn::Repartition<uint8_t, DF>;
+using DS8 = hn::Repartition<int8_t, DF>;
+using VF = hn::Vec<DF>;
+using VI = hn::Vec<DI>;
+using V8 = hn::Vec<D8>;
+
+template <int kShift>
+HWY_INLINE V8 ShiftBytesRight(V8 bytes) {
+  // A shift of wider lanes: the caller masks what comes over from the neighbour.
+  const hn::Repartition<uint32_t, D8> d32;
+  return hn::BitCast(D8(), hn::ShiftRight<kShift>(hn::BitCast(d32, bytes)));
+}
+
+template <int kShift>
+HWY_INLINE V8 ShiftBytesLeft(V8 bytes) {
+  const hn::Repartition<uint32_t, D8> d32;
+  return hn::BitCast(D8(), hn::ShiftLeft<kShift>(hn::BitCast(d32, bytes)));
+}
+
+// The bits of quad kQuad in a plane of kBits, at bit kTo of each byte.
+template <int kBits, int kQuad, int kTo>
+HWY_INLINE V8 LoadPlane(const uint8_t* plane) {
+  constexpr QuadPlace place = PlaceOf(kBits, kQuad);
+  V8 bytes = hn::LoadU(D8(), plane + 64 * place.vector);
+  if constexpr (kBits == 8) return bytes;
+  constexpr int kShift = place.shift - kTo;
+  if constexpr (kShift > 0) bytes = ShiftBytesRight<kShift>(bytes);
+  if constexpr (kShift < 0) bytes = ShiftBytesLeft<-kShift>(bytes);
+  return hn::And(bytes, hn::Set(D8(), static_cast<uint8_t>(((1u << kBits) - 1) << kTo)));
+}
+
+// The stored codes of quad kQuad: four columns of every row, without a sign.
+template <class Packed, int kQuad>
+HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
+  V8 codes = LoadPlane<Packed::kLowBits, kQuad, 0>(chunk);
+  if constexpr (Packed::kHighBits > 0) {
+    codes = hn::Or(
+        codes, LoadPlane<Packed::kHighBits, kQuad, Packed::kLowBits>(chunk + Packed::kLowBytes));
+  }
+  if constexpr (Packed::kTable != nullptr) {
+    const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable));
+    codes = hn::Xor(hn::TableLookupBytes(table, codes), hn::Set(D8(), uint8_t{0x80}));
+  }
+  return codes;
+}
+
+// Four consecutive activation codes in every lane.
+HWY_INLINE hn::Vec<DS8> BroadcastQuad(const int8_t* codes) {
+  int32_t quad;
+  std::memcpy(&quad, codes, sizeof(quad));
+  return hn::BitCast(DS8(), hn::Set(DI(), quad));
+}
+
+// A half for each row of the pass.
+HWY_INLINE VF LoadHalves(const uint8_t* from) {
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const hn::Rebind<uint16_t, DF> du;
+  return hn::PromoteTo(DF(),
+                       hn::BitCast(dh, hn::LoadU(du, reinterpret_cast<const uint16_t*>(from))));
+}
+
+HWY_INLINE VI LoadUnsigned(const uint8_t* from) {
+  return hn::PromoteTo(DI(), hn::LoadU(hn::Rebind<uint8_t, DF>(), from));
+}
+
+// Scales of group g and, where the format has them, minima (of the rows of a pass that begins at
+// `row`).
+struct Scale {
+  VF scale, min;
+};
+template <class Packed>
+HWY_INLINE Scale LoadScale(const uint8_t* block, size_t row, int g) {
+  constexpr PackedScale kScale = Packed::kScale;
+  const DF df;
+  constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;
+  const uint8_t* bytes = block + kBytes + g * kPackRows + row;
+  if constexpr (kScale == PackedScale::kExponent) {
+    // 2^(e - 128): below e = 2 a subnormal number, whose bits the shift does not make.
+    const VI e = LoadUnsigned(block + row);
+    const DI di;
+    const VI normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(di, 1)));
+    const VI small =
+        hn::IfThenElse(hn::Eq(e, hn::Zero(di)), hn::Set(di, 0x00200000), hn::Set(di, 0x00400000));
+    const VF scale = hn::BitCast(df, hn::IfThenElse(hn::Lt(e, hn::Set(di, 2)), small, normal));
+    return {scale, scale};
+  } else if constexpr (kScale == PackedScale::kHalf) {
+    const VF d = LoadHalves(block + 2 * row);
+    return {d, d};
+  } else if constexpr (kScale == PackedScale::kHalfMin) {
+    return {LoadHalves(block + 2 * row), hn::Neg(LoadHalves(block + 2 * kPackRows + 2 * row))};
+  } else if constexpr (kScale == PackedScale::kSuper) {
+    const VF d = LoadHalves(block + 2 * row);
+    const hn::Rebind<int8_t, DF> d8;
+    const VI raw = hn::PromoteTo(DI(), hn::LoadU(d8, reinterpret_cast<const int8_t*>(bytes)));
+    const VF scale = hn::Mul(d, hn::ConvertTo(df, raw));
+    return {scale, scale};
+  } else {
+    const VF d = LoadHalves(block + 2 * row);
+    const VF dmin = LoadHalves(block + 2 * kPackRows + 2 * row);
+    VI raw = LoadUnsigned(bytes);
+    VI raw_min = raw;
+    if constexpr (kScale == PackedScale::kSuperMin) {
+      raw_min = LoadUnsigned(bytes + Packed::kGroups * kPackRows);
+    } else {
+      raw = hn::And(raw, hn::Set(DI(), 15));
+      raw_min = hn::ShiftRight<4>(raw_min);
+    }
+    return {hn::Mul(d, hn::ConvertTo(df, raw)), hn::Mul(dmin, hn::ConvertTo(df, raw_min))};
+  }
+}
+
+// sums[m * 16 + r] = activation row m0 + m times row r of the tile, for m < kM.
+template <class Packed, int kM>
+HWY_INLINE void MultiplyTile(const std::byte* tile, const Int8Activations& a, int64_t m0,
+                             float* HWY_RESTRICT sums) {
+  static_assert(kM <= 4);
+  const DF df;
+  const DI di;
+  const int64_t groups32 = a.cols / 32, groups16 = a.cols / 16;
+  const int8_t* codes = a.codes + m0 * a.cols;
+  const float* scales = a.scales + m0 * groups32;
+  const int32_t* starts = a.starts + m0 * groups16;
+  const float* group_sums = a.sums + m0 * groups16;
+
+  for (size_t row = 0; row < kPackRows; row += hn::Lanes(df)) {
+    const uint8_t* block = reinterpret_cast<const uint8_t*>(tile);
+    VF sum0 = hn::Zero(df), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+    for (int64_t col = 0; col < a.cols; col += Packed::kWeights, block += Packed::kBlockBytes) {
+      for (int c = 0; c < Packed::kWeights; c += kPackCols) {
+        const uint8_t* chunk =
+            block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
+        const int64_t k = col + c;
+        if (row == 0) {
+          for (int line = 0; line < Packed::kChunkBytes; line += 64) {
+            hwy::Prefetch(chunk + kPrefetchBytes + line);
+          }
+        }
+
+        // Integer sums of a half or a whole chunk.
+        const auto half = [&](auto first, VI& i0, VI& i1, VI& i2, VI& i3) HWY_ATTR {
+          constexpr int kFirst = decltype(first)::value;
+          const auto quad = [&](auto number) HWY_ATTR {
+            constexpr int kQuad = kFirst + decltype(number)::value;
+            const V8 w = LoadQuad<Packed, kQuad>(chunk);
+            const int8_t* at = codes + k + 4 * kQuad;
+            i0 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at), i0);
+            if constexpr (kM > 1)
+              i1 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + a.cols), i1);
+            if constexpr (kM > 2) {
+              i2 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 2 * a.cols), i2);
+            }
+            if constexpr (kM > 3) {
+              i3 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 3 * a.cols), i3);
+            }
+          };
+          quad(std::integral_constant<int, 0>());
+          quad(std::integral_constant<int, 1>());
+          quad(std::integral_constant<int, 2>());
+          quad(std::integral_constant<int, 3>());
+        };
+        const auto start = [&](int m, int64_t group16)
+                               HWY_ATTR { return hn::Set(di, starts[m * groups16 + group16]); };
+        // sum += integer * (weight scale * activation scale) - min * activation sum
+        const auto add = [&](int m, VF integer, VF scale, VF sum) HWY_ATTR {
+          const VF a_scale = hn::Set(df, scales[m * groups32 + k / 32]);
+          return hn::MulAdd(integer, hn::Mul(scale, a_scale), sum);
+        };
+        const auto subtract = [&](int m, int64_t group16, VF min, VF sum) HWY_ATTR {
+          if constexpr (!Packed::kHasMin) return sum;
+          return hn::NegMulAdd(min, hn::Set(df, group_sums[m * groups16 + group16]), sum);
+        };
+        const auto finish = [&](int m, VI integer, const Scale& s, int64_t group16,
+                                VF sum) HWY_ATTR {
+          return subtract(m, group16, s.min, add(m, hn::ConvertTo(df, integer), s.scale, sum));
+        };
+
+        VI i0 = start(0, k / 16), i1 = i0, i2 = i0, i3 = i0;
+        if constexpr (kM > 1) i1 = start(1, k / 16);
+        if constexpr (kM > 2) i2 = start(2, k / 16);
+        if constexpr (kM > 3) i3 = start(3, k / 16);
+        half(std::integral_constant<int, 0>(), i0, i1, i2, i3);
+        if constexpr (Packed::kGroup == 16) {
+          const Scale s = LoadScale<Packed>(block, row, c / 16);
+          sum0 = finish(0, i0, s, k / 16, sum0);
+          if constexpr (kM > 1) sum1 = finish(1, i1, s, k / 16, sum1);
+          if constexpr (kM > 2) sum2 = finish(2, i2, s, k / 16, sum2);
+          if constexpr (kM > 3) sum3 = finish(3, i3, s, k / 16, sum3);
+          i0 = start(0, k / 16 + 1);
+          if constexpr (kM > 1) i1 = start(1, k / 16 + 1);
+          if constexpr (kM > 2) i2 = start(2, k / 16 + 1);
+          if constexpr (kM > 3) i3 = start(3, k / 16 + 1);
+        }
+        half(std::integral_constant<int, 4>(), i0, i1, i2, i3);
+        constexpr int kLast = Packed::kGroup == 16 ? 1 : 0;
+        const Scale s =
+            LoadScale<Packed>(block, row, Packed::kGroup == 16 ? c / 16 + 1 : c / Packed::kGroup);
+        sum0 = finish(0, i0, s, k / 16 + kLast, sum0);
+        if constexpr (kM > 1) sum1 = finish(1, i1, s, k / 16 + kLast, sum1);
+        if constexpr (kM > 2) sum2 = finish(2, i2, s, k / 16 + kLast, sum2);
+        if constexpr (kM > 3) sum3 = finish(3, i3, s, k / 16 + kLast, sum3);
+      }
+    }
+    hn::StoreU(sum0, df, sums + row);
+    if constexpr (kM > 1) hn::StoreU(sum1, df, sums + kPackRows + row);
+    if constexpr (kM > 2) hn::StoreU(sum2, df, sums + 2 * kPackRows + row);
+    if constexpr (kM > 3) hn::StoreU(sum3, df, sums + 3 * kPackRows + row);
+  }
+}
+
+template <class Packed>
+void MultiplyTileOf(const std::byte* tile, const Int8Activations& a, int64_t m0, int64_t m_count,
+                    float* sums) {
+  switch (m_count) {
+    case 1:
+      return MultiplyTile<Packed, 1>(tile, a, m0, sums);
+    case 2:
+      return MultiplyTile<Packed, 2>(tile, a, m0, sums);
+    case 3:
+      return MultiplyTile<Packed, 3>(tile, a, m0, sums);
+    default:
+      return MultiplyTile<Packed, 4>(tile, a, m0, sums);
+  }
+}
+
+using MultiplyTileFunction = void (*)(const std::byte* tile, const Int8Activations& a, int64_t m0,
+                                      int64_t m_count, float* sums);
+
+MultiplyTileFunction FindMultiplyTile(Format format) {
+  MultiplyTileFunction found = nullptr;
+  VisitPacked(format, [&](auto packed) { found = MultiplyTileOf<decltype(packed)>; });
+  return found;
+}
+
+void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
+                         float* scales, int32_t* starts, float* sums) {
+  const hn::CappedTag<float, 16> df;
+  const hn::RebindToSigned<decltype(df)> di;
+  const hn::Rebind<int8_t, decltype(df)> d8;
+  const size_t lanes = hn::Lanes(df);
+  for (int64_t k = 0; k < cols; k += 32) {
+    auto most = hn::Zero(df), poison = hn::Zero(df);
+    for (size_t i = 0; i < 32; i += lanes) {
+      const auto v = hn::LoadU(df, row + k + i);
+      most = hn::Max(most, hn::Abs(v));
+      poison = hn::MulAdd(v, hn::Zero(df), poison);  // NaN where a value is not finite
+    }
+    const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
+    const float scale = largest / 127.0f;
+    const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
+    int32_t sum[2] = {0, 0};
+    for (size_t i = 0; i < 32; i += lanes) {
+      const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse));
+      hn::StoreU(hn::DemoteTo(d8, q), d8, codes + k + i);
+      sum[i / 16] += hn::ReduceSum(di, q);
+    }
+    const float a_scale = nan == 0 ? scale : nan;
+    scales[k / 32] = a_scale;
+    starts[k / 16] = -offset * (group == 16 ? sum[0] : sum[0] + sum[1]);
+    starts[k / 16 + 1] = -offset * sum[1];
+    sums[k / 16] = a_scale * static_cast<float>(group == 16 ? sum[0] : sum[0] + sum[1]);
+    sums[k / 16 + 1] = a_scale * static_cast<float>(sum[1]);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(FindMultiplyTile);
+HWY_EXPORT(QuantizeActivations);
+
+void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
+                         float* scales, int32_t* starts, float* sums) {
+  NIBBLE_DISPATCH(QuantizeActivations)(row, cols, group, offset, codes, scales, starts, sums);
+}
+
+Status MatmulInt8(Format format, const std::byte* tiles, int64_t rows, int64_t cols,
+                  const TensorView& activations, const ProductOutput& output,
+                  const ParallelFor& parallel) {
+  int group = 0, offset = 0;
+  VisitPacked(format, [&](auto packed) {
+    group = decltype(packed)::kGroup;
+    offset = decltype(packed)::kOffset;
+  });
+  const int64_t m_rows = activations.rows;
+  const int workers = std::max(1, parallel.workers);
+
+  auto codes = hwy::AllocateAligned<int8_t>(static_cast<size_t>(m_rows * cols));
+  auto scales = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * cols / 32));
+  auto starts = hwy::AllocateAligned<int32_t>(static_cast<size_t>(m_rows * cols / 16));
+  auto sums = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * cols / 16));
+  hwy::AlignedFreeUniquePtr<float[]> wide;
+  if (activations.dtype != DType::kF32) {
+    wide = hwy::AllocateAligned<float>(static_cast<size_t>(workers * cols));
+    if (!wide) return OutOfMemory("matmul: no memory for activations");
+  }
+  if (!codes || !scales || !starts || !sums)
+    return OutOfMemory("matmul: no memory for activations");
+  const auto quantize = [&](int64_t m, int worker) {
+    const float* row = static_cast<const float*>(activations.Row(m));
+    if (wide) {
+      float* copy = wide.get() + worker * cols;
+      ConvertToFloat(activations.dtype, activations.Row(m), cols, copy);
+      row = copy;
+    }
+    QuantizeActivations(row, cols, group, offset, codes.get() + m * cols,
+                        scales.get() + m * (cols / 32), starts.get() + m * (cols / 16),
+                        sums.get() + m * (cols / 16));
+  };
+  // Waking threads takes longer than rounding a few rows.
+  if (m_rows <= 4) {
+    for (int64_t m = 0; m < m_rows; ++m) quantize(m, 0);
+  } else {
+    parallel(m_rows, quantize);
+  }
+  const Int8Activations a = {cols, codes.get(), scales.get(), starts.get(), sums.get()};
+
+  const auto multiply = NIBBLE_DISPATCH(FindMultiplyTile)(format);
+  const int64_t tile_bytes = PackedTileBytes(format, cols);
+  const int64_t task_rows = RowsPerTask(rows, kPackRows, rows, workers);
+  parallel(DivideUp(rows, task_rows), [&](int64_t task, int) {
+    const int64_t last = std::min(rows, (task + 1) * task_rows);
+    for (int64_t n0 = task * task_rows; n0 < last; n0 += kPackRows) {
+      const std::byte* tile = tiles + n0 / kPackRows * tile_bytes;
+      const int64_t n_count = std::min<int64_t>(kPackRows, last - n0);
+      for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
+        const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
+        float tile_sums[4 * kPackRows];
+        multiply(tile, a, m0, m_count, tile_sums);
+        for (int64_t m = 0; m < m_count; ++m) {
+          float* out = output.Row(m0 + m) + n0;
+          for (int64_t n = 0; n < n_count; ++n) {
+            float sum = tile_sums[m * kPackRows + n];
+            if (output.bias != nullptr) sum += output.bias[n0 + n];
+            out[n] = output.accumulate ? out[n] + sum : sum;
+          }
+        }
+      }
+    }
+  });
+  return OkStatus();
+}
+
+}  // namespace nibble
+#endif  // HWY_ONCE

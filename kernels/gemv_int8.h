@@ -1,0 +1,38 @@
+// Products of few activation rows with packed weights: int8 activations, integer dots, bound by the
+// speed at which the weights arrive from memory.
+#ifndef NIBBLE_KERNELS_GEMV_INT8_H_
+#define NIBBLE_KERNELS_GEMV_INT8_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/matmul.h"
+#include "nibble/format.h"
+
+namespace nibble {
+
+// Activation rows in int8: for each 32 columns scale = max|a| / 127 and codes = round(a / scale).
+// A column of weights that is not finite where an activation is not makes the sum NaN.
+struct Int8Activations {
+  int64_t cols = 0;               // a multiple of 32
+  const int8_t* codes = nullptr;  // [M, cols]
+  const float* scales = nullptr;  // [M, cols / 32]
+  // What each sum of 16 columns (the first of two, where groups are larger: of 32) begins with:
+  // -offset * sum(codes), which takes the offset off the stored codes of the weights.
+  const int32_t* starts = nullptr;  // [M, cols / 16]
+  const float* sums = nullptr;      // [M, cols / 16]: scale * sum of 16 codes
+};
+
+// Rounds one row. `group` is the number of columns that share a weight scale, `offset` that of the
+// weights' stored codes.
+void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
+                         float* scales, int32_t* starts, float* sums);
+
+// Products of weights packed in tiles (kernels/pack_layout.h) with int8 activations, for any M.
+Status MatmulInt8(Format format, const std::byte* tiles, int64_t rows, int64_t cols,
+                  const TensorView& activations, const ProductOutput& output,
+                  const ParallelFor& parallel);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_GEMV_INT8_H_

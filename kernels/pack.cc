@@ -1,0 +1,212 @@
+#include "kernels/pack.h"
+
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/pack_bf16.h"
+#include "kernels/pack_layout.h"
+
+namespace nibble {
+namespace {
+
+void PutHalf(F16 half, int r, std::byte* at) { std::memcpy(at + 2 * r, &half.bits, 2); }
+F16 GetHalf(const std::byte* at, int r) {
+  F16 half;
+  std::memcpy(&half.bits, at + 2 * r, 2);
+  return half;
+}
+
+template <class Packed>
+void PackScales(const typename Packed::Codec::Block& b, int r, std::byte* to) {
+  using Codec = typename Packed::Codec;
+  constexpr PackedScale kScale = Packed::kScale;
+  if constexpr (kScale == PackedScale::kExponent) {
+    to[r] = static_cast<std::byte>(b.e);
+    return;
+  } else {
+    PutHalf(b.d, r, to);
+    to += 2 * kPackRows;
+    if constexpr (kScale == PackedScale::kHalfMin) PutHalf(b.m, r, to);
+    if constexpr (kScale == PackedScale::kSuperMin || kScale == PackedScale::kSuperNibble) {
+      PutHalf(b.dmin, r, to);
+      to += 2 * kPackRows;
+    }
+    if constexpr (kScale == PackedScale::kSuper || kScale == PackedScale::kSuperMin ||
+                  kScale == PackedScale::kSuperNibble) {
+      for (int g = 0; g < Packed::kGroups; ++g, to += kPackRows) {
+        to[r] = static_cast<std::byte>(RawScale<Codec>(b, g));
+      }
+    }
+    if constexpr (kScale == PackedScale::kSuperMin) {
+      for (int g = 0; g < Packed::kGroups; ++g, to += kPackRows) {
+        to[r] = static_cast<std::byte>(KMin(b.scales, g));
+      }
+    }
+  }
+}
+
+// The stored form of a code: an entry's number or the code without a sign.
+template <class Packed>
+uint32_t StoredCode(const typename Packed::Codec::Block& b, int i) {
+  using Codec = typename Packed::Codec;
+  if constexpr (std::is_same_v<Codec, CodecIQ4_XS>) {
+    return static_cast<uint32_t>(SplitNibble(b.qs + 16 * (i / 32), i % 32));
+  } else if constexpr (Packed::kTable != nullptr) {
+    return static_cast<uint32_t>(SplitNibble(b.qs, i));
+  } else {
+    return static_cast<uint32_t>(Codec::Code(b, i) + Packed::kOffset);
+  }
+}
+
+// Column i of a chunk, row r: its byte in a plane.
+constexpr int ByteOf(int bits, int r, int i) {
+  return PlaceOf(bits, i / 4).vector * 64 + 4 * r + i % 4;
+}
+
+template <class Packed>
+void PackBlock(const typename Packed::Codec::Block& b, int r, std::byte* to) {
+  PackScales<Packed>(b, r, to);
+  to += Packed::kScaleBytes;
+  for (int c = 0; c < Packed::kWeights; c += kPackCols, to += Packed::kChunkBytes) {
+    for (int i = 0; i < kPackCols; ++i) {
+      const uint32_t code = StoredCode<Packed>(b, c + i);
+      const uint32_t low = code & ((1u << Packed::kLowBits) - 1);
+      to[ByteOf(Packed::kLowBits, r, i)] |=
+          static_cast<std::byte>(low << PlaceOf(Packed::kLowBits, i / 4).shift);
+      if constexpr (Packed::kHighBits > 0) {
+        to[Packed::kLowBytes + ByteOf(Packed::kHighBits, r, i)] |= static_cast<std::byte>(
+            code >> Packed::kLowBits << PlaceOf(Packed::kHighBits, i / 4).shift);
+      }
+    }
+  }
+}
+
+template <class Packed>
+void PackTileOf(const std::byte* blocks, int64_t row_bytes, int64_t row_count, int64_t cols,
+                std::byte* tile) {
+  using Block = typename Packed::Codec::Block;
+  const int64_t count = cols / Packed::kWeights;
+  std::memset(tile, 0, static_cast<size_t>(count * Packed::kBlockBytes));
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t r = 0; r < row_count; ++r) {
+      Block block;
+      std::memcpy(&block, blocks + r * row_bytes + i * static_cast<int64_t>(sizeof(Block)),
+                  sizeof(Block));
+      PackBlock<Packed>(block, static_cast<int>(r), tile + i * Packed::kBlockBytes);
+    }
+  }
+}
+
+// The 32 codes of row r in a chunk. The row's quads lie 64 bytes apart.
+template <class Packed>
+void UnpackRow(const std::byte* chunk, int r, int8_t* codes) {
+  uint32_t quads[kQuads];
+  const auto load = [r](const std::byte* plane, int bits, int q) {
+    uint32_t word;
+    std::memcpy(&word, plane + PlaceOf(bits, q).vector * 64 + 4 * r, sizeof(word));
+    return (word >> PlaceOf(bits, q).shift) & (((1u << bits) - 1) * 0x01010101u);
+  };
+  for (int q = 0; q < kQuads; ++q) {
+    quads[q] = load(chunk, Packed::kLowBits, q);
+    if constexpr (Packed::kHighBits > 0) {
+      quads[q] |= load(chunk + Packed::kLowBytes, Packed::kHighBits, q) << Packed::kLowBits;
+    }
+  }
+  std::memcpy(codes, quads, kPackCols);
+  if constexpr (Packed::kTable != nullptr) {
+    for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[codes[i]];
+  } else {
+    for (int i = 0; i < kPackCols; ++i) codes[i] = static_cast<int8_t>(codes[i] - Packed::kOffset);
+  }
+}
+
+// Scale and minimum of group g of row r, with the roundings of the codec.
+template <class Packed>
+void UnpackScale(const std::byte* block, int r, int g, float* scale, float* min) {
+  using Codec = typename Packed::Codec;
+  constexpr PackedScale kScale = Packed::kScale;
+  const auto byte = [&](int64_t at) { return static_cast<uint8_t>(block[at + r]); };
+  *min = 0;
+  if constexpr (kScale == PackedScale::kExponent) {
+    typename Codec::Block b{};
+    b.e = byte(0);
+    *scale = Codec::Scale(b, 0);
+  } else {
+    const float d = ToFloat(GetHalf(block, r));
+    const float second = Packed::kHasMin ? ToFloat(GetHalf(block + 2 * kPackRows, r)) : 0.0f;
+    constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;  // where the bytes begin
+    if constexpr (kScale == PackedScale::kHalf) {
+      *scale = d;
+    } else if constexpr (kScale == PackedScale::kHalfMin) {
+      *scale = d;
+      *min = -second;
+    } else if constexpr (kScale == PackedScale::kSuper) {
+      *scale = d * static_cast<float>(static_cast<int8_t>(byte(kBytes + g * kPackRows)));
+    } else if constexpr (kScale == PackedScale::kSuperMin) {
+      *scale = d * static_cast<float>(byte(kBytes + g * kPackRows));
+      *min = second * static_cast<float>(byte(kBytes + (Packed::kGroups + g) * kPackRows));
+    } else {
+      const uint8_t both = byte(kBytes + g * kPackRows);
+      *scale = d * static_cast<float>(both & 15);
+      *min = second * static_cast<float>(both >> 4);
+    }
+  }
+}
+
+template <class Packed>
+void DecodeRowOf(const WeightRows& weights, int64_t row, int64_t col, int64_t count, float* out) {
+  const int r = static_cast<int>(row % kPackRows);
+  const std::byte* block = static_cast<const std::byte*>(weights.source) +
+                           row / kPackRows * kPackRows * weights.row_bytes +
+                           col / Packed::kWeights * Packed::kBlockBytes;
+  for (int64_t i = 0; i < count; i += Packed::kWeights, block += Packed::kBlockBytes) {
+    int8_t codes[Packed::kWeights];
+    for (int c = 0; c < Packed::kWeights; c += kPackCols) {
+      UnpackRow<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, r,
+                        codes + c);
+    }
+    for (int g = 0; g < Packed::kGroups; ++g) {
+      float scale, min;
+      UnpackScale<Packed>(block, r, g, &scale, &min);
+      for (int j = g * Packed::kGroup; j < (g + 1) * Packed::kGroup; ++j) {
+        const float product = scale * static_cast<float>(codes[j]);
+        *out++ = Packed::kHasMin ? product - min : product;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t PackedTileBytes(Format format, int64_t cols) {
+  int64_t bytes = 0;
+  VisitPacked(format, [&](auto packed) {
+    using Packed = decltype(packed);
+    bytes = cols / Packed::kWeights * Packed::kBlockBytes;
+  });
+  return bytes;
+}
+
+void PackTile(Format format, const std::byte* blocks, int64_t row_bytes, int64_t row_count,
+              int64_t cols, std::byte* tile) {
+  VisitPacked(format, [&](auto packed) {
+    PackTileOf<decltype(packed)>(blocks, row_bytes, row_count, cols, tile);
+  });
+}
+
+WeightRows PackedRows(Format format, const std::byte* tiles, int64_t rows, int64_t cols) {
+  WeightRows weights;
+  weights.rows = rows;
+  weights.cols = cols;
+  weights.source = tiles;
+  weights.row_bytes = PackedTileBytes(format, cols) / kPackRows;
+  weights.kind = static_cast<uint32_t>(format);
+  weights.decode_bf16 = DecodeBf16ByFloat;
+  VisitPacked(format, [&](auto packed) {
+    weights.unit = decltype(packed)::kWeights;
+    weights.decode = DecodeRowOf<decltype(packed)>;
+  });
+  return weights;
+}
+
+}  // namespace nibble

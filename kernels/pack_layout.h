@@ -1,0 +1,145 @@
+// Packed weights: the codes of a block format rearranged so that a vector holds sixteen rows.
+//
+// Sixteen rows make a tile; a tile is a run of blocks, one for each block of the format along the
+// columns (32 or 256), and a block is
+//
+//     scales   what the format stores, a value for each of the sixteen rows after another:
+//              halves d (and dmin or m), then for each group of a super-block a byte (or two)
+//     codes    for each 32 columns the planes of the low and of the high bits
+//
+// Four consecutive columns make a quad; a chunk of 32 columns has eight. In a plane of b bits, a
+// vector of 64 bytes holds 8 / b quads: byte 4 * r + i belongs to row r and column 4 * quad + i, so
+// that one dot product of bytes adds a quad to sixteen sums, a row in each lane, and nothing is
+// ever summed across lanes. Codes are stored without a sign, as `code + kOffset`, or as numbers of
+// a codebook's entries.
+//
+// Nothing is rounded and hardly anything grows: scales of six bits become bytes, which adds 3% to
+// q4_K; all else takes the bytes it has in the file.
+#ifndef NIBBLE_KERNELS_PACK_LAYOUT_H_
+#define NIBBLE_KERNELS_PACK_LAYOUT_H_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/codec.h"
+#include "nibble/format.h"
+
+namespace nibble {
+
+inline constexpr int kPackRows = 16;
+inline constexpr int kPackCols = 32;  // of a chunk
+inline constexpr int kQuads = kPackCols / 4;
+
+enum class PackedScale : uint8_t {
+  kHalf,         // d
+  kHalfMin,      // d, m: w = d * q + m
+  kExponent,     // a byte e: 2^(e - 128)
+  kSuper,        // d; a signed byte a group
+  kSuperMin,     // d, dmin; two bytes a group
+  kSuperNibble,  // d, dmin; a byte of two nibbles a group
+};
+
+// Where a quad lies in a plane of `bits` bits: vector and shift.
+struct QuadPlace {
+  int vector, shift;
+};
+// Nibbles of a vector are quads v and v + 4: the halves of a chunk come from the same loads.
+constexpr QuadPlace PlaceOf(int bits, int quad) {
+  if (bits == 4) return {quad % 4, quad / 4 * 4};
+  return {quad * bits / 8, quad * bits % 8};
+}
+
+// The packed form of one format.
+template <class CodecT, int kLowBitsT, int kHighBitsT, int kOffsetT, PackedScale kScaleT>
+struct PackedFormat {
+  using Codec = CodecT;
+  static constexpr int kLowBits = kLowBitsT, kHighBits = kHighBitsT;
+  static constexpr int kOffset = kOffsetT;  // stored code - code
+  static constexpr PackedScale kScale = kScaleT;
+  static constexpr const int8_t* kTable = nullptr;  // 16 codes that nibbles stand for
+
+  static constexpr int kWeights = Codec::kWeights;
+  static constexpr int kGroup = Codec::kGroup;
+  static constexpr int kGroups = kWeights / kGroup;
+  static constexpr bool kHasMin = Codec::kHasMin;
+
+  static constexpr int kLowBytes = kPackRows * kPackCols * kLowBits / 8;
+  static constexpr int kHighBytes = kPackRows * kPackCols * kHighBits / 8;
+  static constexpr int kChunkBytes = kLowBytes + kHighBytes;
+  static constexpr int kScaleBytes = [] {
+    switch (kScale) {
+      case PackedScale::kHalf:
+        return 2 * kPackRows;
+      case PackedScale::kHalfMin:
+        return 4 * kPackRows;
+      case PackedScale::kExponent:
+        return kPackRows;
+      case PackedScale::kSuper:
+        return (2 + kGroups) * kPackRows;
+      case PackedScale::kSuperMin:
+        return (4 + 2 * kGroups) * kPackRows;
+      case PackedScale::kSuperNibble:
+        return (4 + kGroups) * kPackRows;
+    }
+  }();
+  static constexpr int kBlockBytes = kScaleBytes + kWeights / kPackCols * kChunkBytes;
+};
+
+// The raw scale and minimum bytes of group g of a super-block.
+template <class Codec>
+constexpr int RawScale(const typename Codec::Block& b, int g) {
+  if constexpr (std::is_same_v<Codec, CodecQ4_K> || std::is_same_v<Codec, CodecQ5_K>) {
+    return KScale(b.scales, g);
+  } else if constexpr (std::is_same_v<Codec, CodecQ3_K>) {
+    return CodecQ3_K::RawScale(b.scales, g) - 32;
+  } else if constexpr (std::is_same_v<Codec, CodecIQ4_XS>) {
+    const int low = (b.scales_l[g / 2] >> (4 * (g % 2))) & 15;
+    return (low | ((b.scales_h >> (2 * g)) & 3) << 4) - 32;
+  } else {
+    return b.scales[g];
+  }
+}
+
+struct PackedQ4_0 : PackedFormat<CodecQ4_0, 4, 0, 8, PackedScale::kHalf> {};
+struct PackedQ4_1 : PackedFormat<CodecQ4_1, 4, 0, 0, PackedScale::kHalfMin> {};
+struct PackedQ5_0 : PackedFormat<CodecQ5_0, 4, 1, 16, PackedScale::kHalf> {};
+struct PackedQ5_1 : PackedFormat<CodecQ5_1, 4, 1, 0, PackedScale::kHalfMin> {};
+struct PackedQ8_0 : PackedFormat<CodecQ8_0, 8, 0, 128, PackedScale::kHalf> {};
+struct PackedQ2_K : PackedFormat<CodecQ2_K, 2, 0, 0, PackedScale::kSuperNibble> {};
+struct PackedQ3_K : PackedFormat<CodecQ3_K, 2, 1, 4, PackedScale::kSuper> {};
+struct PackedQ4_K : PackedFormat<CodecQ4_K, 4, 0, 0, PackedScale::kSuperMin> {};
+struct PackedQ5_K : PackedFormat<CodecQ5_K, 4, 1, 0, PackedScale::kSuperMin> {};
+struct PackedQ6_K : PackedFormat<CodecQ6_K, 4, 2, 32, PackedScale::kSuper> {};
+struct PackedTQ1_0 : PackedFormat<CodecTQ1_0, 2, 0, 1, PackedScale::kHalf> {};
+struct PackedTQ2_0 : PackedFormat<CodecTQ2_0, 2, 0, 1, PackedScale::kHalf> {};
+struct PackedIQ4_NL : PackedFormat<CodecIQ4_NL, 4, 0, 128, PackedScale::kHalf> {
+  static constexpr const int8_t* kTable = kIq4Values;
+};
+struct PackedIQ4_XS : PackedFormat<CodecIQ4_XS, 4, 0, 128, PackedScale::kSuper> {
+  static constexpr const int8_t* kTable = kIq4Values;
+};
+struct PackedMXFP4 : PackedFormat<CodecMXFP4, 4, 0, 128, PackedScale::kExponent> {
+  static constexpr const int8_t* kTable = kFp4Doubled;
+};
+
+// Calls visitor(PackedX{}) for a format that has a packed form; returns false for any other.
+template <class Visitor>
+bool VisitPacked(Format format, const Visitor& visitor) {
+  switch (format) {
+#define NIBBLE_VISIT(Enum)   \
+  case Format::k##Enum:      \
+    visitor(Packed##Enum{}); \
+    return true;
+    NIBBLE_VISIT(Q4_0)
+    NIBBLE_VISIT(Q4_1) NIBBLE_VISIT(Q5_0) NIBBLE_VISIT(Q5_1) NIBBLE_VISIT(Q8_0) NIBBLE_VISIT(Q2_K)
+        NIBBLE_VISIT(Q3_K) NIBBLE_VISIT(Q4_K) NIBBLE_VISIT(Q5_K) NIBBLE_VISIT(Q6_K)
+            NIBBLE_VISIT(TQ1_0) NIBBLE_VISIT(TQ2_0) NIBBLE_VISIT(IQ4_NL) NIBBLE_VISIT(IQ4_XS)
+                NIBBLE_VISIT(MXFP4)
+#undef NIBBLE_VISIT
+                    default : return false;
+  }
+}
+
+}  // namespace nibble
+
+#endif  // NIBBLE_KERNELS_PACK_LAYOUT_H_
