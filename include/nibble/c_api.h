@@ -3,7 +3,9 @@
  * No function throws, prints, aborts or keeps global state; all may be called from many threads at
  * once on different outputs. Functions that can fail return a nibble_status and, unless `error` is
  * NULL, leave one line there that says why; on success its message is empty. Structs of options may
- * be zeroed for the defaults. What a handle's functions point at lives as long as the handle. */
+ * be zeroed for the defaults. What a handle's functions point at lives as long as the handle. The
+ * _ANY_INT members are never used: they widen an enumeration to int, so that a wrong value is an
+ * error here and not undefined behaviour. */
 #ifndef NIBBLE_C_API_H_
 #define NIBBLE_C_API_H_
 
@@ -23,7 +25,8 @@ typedef enum nibble_status {
   NIBBLE_IO = 5,               /* the operating system refused */
   NIBBLE_OUT_OF_MEMORY = 6,
   NIBBLE_CANCELLED = 7,
-  NIBBLE_INTERNAL = 8 /* a defect in nibble */
+  NIBBLE_INTERNAL = 8, /* a defect in nibble */
+  NIBBLE_STATUS_ANY_INT = 0x7fffffff
 } nibble_status;
 
 typedef struct nibble_error {
@@ -38,7 +41,12 @@ const char* nibble_version(void);
 
 /* ---- matrices of the caller ---- */
 
-typedef enum nibble_dtype { NIBBLE_F32 = 0, NIBBLE_F16 = 1, NIBBLE_BF16 = 2 } nibble_dtype;
+typedef enum nibble_dtype {
+  NIBBLE_F32 = 0,
+  NIBBLE_F16 = 1,
+  NIBBLE_BF16 = 2,
+  NIBBLE_DTYPE_ANY_INT = 0x7fffffff
+} nibble_dtype;
 
 /* Row-major. A weight is [out_features, in_features]. */
 typedef struct nibble_matrix {
@@ -119,7 +127,8 @@ typedef enum nibble_plane {
   NIBBLE_PLANE_GROUP_INDEX = 3,
   NIBBLE_PLANE_TABLE = 4,
   NIBBLE_PLANE_SUPER_SCALES = 5,
-  NIBBLE_PLANE_COUNT = 6
+  NIBBLE_PLANE_COUNT = 6,
+  NIBBLE_PLANE_ANY_INT = 0x7fffffff
 } nibble_plane;
 
 /* `type` names a block format ("q4_K") or a planar scheme ("int4 sym g64 f16", "nf4 g64 double").
@@ -151,7 +160,8 @@ void nibble_tensor_free(nibble_tensor* tensor); /* NULL is fine */
 typedef enum nibble_precision {
   NIBBLE_PRECISION_INT8 = 0, /* activations rounded to int8 by groups of columns, integer dots */
   NIBBLE_PRECISION_BF16 = 1, /* activations and decoded weights in bf16, sums in f32 */
-  NIBBLE_PRECISION_F32 = 2   /* decoded weights and products in f32: the reference */
+  NIBBLE_PRECISION_F32 = 2,  /* decoded weights and products in f32: the reference */
+  NIBBLE_PRECISION_ANY_INT = 0x7fffffff
 } nibble_precision;
 
 typedef struct nibble_matmul_options {

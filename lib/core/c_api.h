@@ -48,14 +48,9 @@ inline Status CheckPointer(const void* pointer, const char* name) {
 }
 
 inline Result<DType> ToDType(nibble_dtype dtype) {
-  switch (dtype) {
-    case NIBBLE_F32:
-      return DType::kF32;
-    case NIBBLE_F16:
-      return DType::kF16;
-    case NIBBLE_BF16:
-      return DType::kBF16;
-  }
+  if (dtype == NIBBLE_F32) return DType::kF32;
+  if (dtype == NIBBLE_F16) return DType::kF16;
+  if (dtype == NIBBLE_BF16) return DType::kBF16;
   return InvalidArgument("no dtype has number " + std::to_string(static_cast<int>(dtype)));
 }
 
