@@ -35,6 +35,8 @@ struct UniformBook {
     const hn::RebindToSigned<D> di;
     return hn::ConvertTo(di, hn::Sub(Nearest(d, quotient), hn::Set(d, kLow)));
   }
+  // The number packed for a code.
+  static uint8_t Pack(float code) { return static_cast<uint8_t>(code - kLow); }
 };
 
 // table[index], for 16 values.
@@ -76,6 +78,11 @@ struct Iq4Book {
   template <class D, class V = FloatVec<D>>
   static HWY_INLINE V Nearest(D d, V quotient) {
     return Lookup16(d, kBounds.value, Stored(d, quotient));
+  }
+  static uint8_t Pack(float code) {
+    uint8_t index = 0;
+    while (kBounds.value[index] < code) ++index;
+    return index;
   }
 
  private:

@@ -1,0 +1,67 @@
+// Quantization with error feedback: what one column's rounding spoils, the later ones make good
+// (GPTQ, arXiv 2210.17323), in planar schemes and inside GGUF's block formats.
+#ifndef NIBBLE_GPTQ_H_
+#define NIBBLE_GPTQ_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "nibble/format.h"
+#include "nibble/parallel.h"
+#include "nibble/quantized_tensor.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+// X^T X of a linear layer's inputs X [tokens, cols], accumulated in pieces.
+class Hessian {
+ public:
+  Hessian() = default;
+  explicit Hessian(int64_t cols);
+
+  // Adds f32 inputs [tokens, cols]. Refuses non-finite values, naming token and column.
+  Status Add(TensorView inputs, const ParallelFor& parallel = {});
+  // Adds another's sums.
+  Status Merge(const Hessian& other);
+
+  int64_t cols() const { return cols_; }
+  int64_t tokens() const { return tokens_; }
+  // X^T X, row-major [cols, cols], symmetric.
+  const std::vector<float>& sums() const { return sums_; }
+  // Mean squares of the inputs, by column: the importance that QuantizeOptions takes.
+  std::vector<float> MeanSquares() const;
+
+ private:
+  int64_t cols_ = 0;
+  int64_t tokens_ = 0;
+  std::vector<float> sums_;
+};
+
+struct GptqOptions {
+  // Share of the mean diagonal that is added to the diagonal; grows tenfold as long as the Hessian
+  // is not positive definite.
+  double damping = 0.01;
+  // Further passes over the columns, each chunk against the errors of all others; a row keeps a
+  // chunk only where its output error falls.
+  int sweeps = 2;
+  ParallelFor parallel;
+};
+
+struct GptqReport {
+  double damping = 0;        // what was used
+  int64_t dead_columns = 0;  // inputs that were always zero
+  double output_error = 0;   // sum over rows of e (H / tokens) e^T, without damping
+  double weight_energy = 0;  // the same of the weights themselves: output_error / weight_energy is
+                             // the relative error of the layer's output
+};
+
+// Quantizes to a block format other than q8_0, the scalars and the ternary ones, for the least
+// error of the layer's output over the inputs that `hessian` saw: scales are chosen by the error
+// that is left after feedback, super-scales refitted to the codes.
+Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
+                                     const GptqOptions& options = {}, GptqReport* report = nullptr);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_GPTQ_H_

@@ -1,0 +1,224 @@
+#include "nibble/gptq.h"
+
+#include <Eigen/Cholesky>
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/convert.h"
+#include "kernels/encode.h"
+#include "kernels/feedback.h"
+#include "lib/quantize/checks.h"
+#include "lib/quantize/hessian.h"
+
+namespace nibble {
+namespace {
+
+// Columns that are quantized before their errors reach the rest in one product.
+constexpr int64_t kChunk = 256;
+// Rows of one task.
+constexpr int64_t kSlab = 64;
+
+struct Chunk {
+  int64_t first, count;
+};
+
+std::vector<Chunk> ChunksOf(int64_t cols) {
+  std::vector<Chunk> chunks;
+  for (int64_t first = 0; first < cols; first += kChunk) {
+    chunks.push_back({first, std::min(kChunk, cols - first)});
+  }
+  return chunks;
+}
+
+// What the sweeps need of a chunk: its own part of the Hessian, factored and inverted.
+struct ChunkHessian {
+  FeedbackFactor factor;
+  RowMatrix inverse;
+};
+
+// Everything that the tasks share.
+struct Job {
+  Format format;
+  int64_t cols;
+  size_t row_bytes;
+  RowMatrix hessian;  // damped
+  FeedbackFactor factor;
+  std::vector<Chunk> chunks;
+  std::vector<ChunkHessian> local;  // empty without sweeps
+};
+
+// A slab of rows on its way.
+class Slab {
+ public:
+  Slab(const Job& job, RowMatrix weights, std::byte* blocks)
+      : job_(job),
+        weights_(std::move(weights)),
+        errors_(RowMatrix::Zero(weights_.rows(), job.cols)),
+        blocks_(blocks) {}
+
+  // From left to right, each chunk with the feedback of all before it.
+  void FirstPass() {
+    std::vector<double> losses(static_cast<size_t>(weights_.rows()));
+    for (const Chunk& chunk : job_.chunks) {
+      RowMatrix target = weights_.middleCols(chunk.first, chunk.count);
+      const RowMatrix weight = target;
+      if (chunk.first > 0) {
+        target.noalias() += errors_.leftCols(chunk.first) *
+                            job_.factor.unit.block(0, chunk.first, chunk.first, chunk.count);
+      }
+      RowMatrix error(weights_.rows(), chunk.count);
+      const RowMatrix unit =
+          job_.factor.unit.block(chunk.first, chunk.first, chunk.count, chunk.count);
+      Encode(chunk, weight, target, unit, job_.factor.diagonal.segment(chunk.first, chunk.count),
+             blocks_ + ChunkOffset(chunk), job_.row_bytes, &error, &losses);
+      errors_.middleCols(chunk.first, chunk.count) = error;
+    }
+  }
+
+  // Each chunk again, given the errors of all others: with S the chunk's columns, what is minimised
+  // is (e + s) H_SS (e + s)^T for s = (e_rest H_rest,S) H_SS^-1.
+  void Sweep() {
+    for (size_t c = 0; c < job_.chunks.size(); ++c) {
+      const Chunk& chunk = job_.chunks[c];
+      const ChunkHessian& local = job_.local[c];
+      const int64_t rows = weights_.rows();
+      const auto block = job_.hessian.block(chunk.first, chunk.first, chunk.count, chunk.count);
+      const RowMatrix old_error = errors_.middleCols(chunk.first, chunk.count);
+      RowMatrix pull = errors_ * job_.hessian.middleCols(chunk.first, chunk.count);
+      pull.noalias() -= old_error * block;
+      const RowMatrix shift = pull * local.inverse;
+      const RowMatrix target = weights_.middleCols(chunk.first, chunk.count) + shift;
+      const size_t chunk_bytes = ChunkBytes(chunk);
+      std::vector<std::byte> fresh(static_cast<size_t>(rows) * chunk_bytes);
+      std::vector<double> losses(static_cast<size_t>(rows));
+      RowMatrix error(rows, chunk.count);
+      Encode(chunk, target, target, local.factor.unit, local.factor.diagonal, fresh.data(),
+             chunk_bytes, &error, &losses);
+      const RowMatrix old_shifted = old_error + shift;
+      const RowMatrix old_product = old_shifted * block;
+      const RowMatrix new_product = error * block;
+      for (int64_t r = 0; r < rows; ++r) {
+        const float old_loss = old_product.row(r).dot(old_shifted.row(r));
+        const float new_loss = new_product.row(r).dot(error.row(r));
+        if (!(new_loss < old_loss)) continue;
+        errors_.row(r).segment(chunk.first, chunk.count) = error.row(r) - shift.row(r);
+        std::memcpy(blocks_ + static_cast<size_t>(r) * job_.row_bytes + ChunkOffset(chunk),
+                    fresh.data() + static_cast<size_t>(r) * chunk_bytes, chunk_bytes);
+      }
+    }
+  }
+
+  // Sum over rows of x H x^T.
+  static double Energy(const RowMatrix& x, const RowMatrix& hessian) {
+    const RowMatrix product = x * hessian;
+    return product.cast<double>().cwiseProduct(x.cast<double>()).sum();
+  }
+  const RowMatrix& weights() const { return weights_; }
+  const RowMatrix& errors() const { return errors_; }
+
+ private:
+  size_t ChunkBytes(const Chunk& chunk) const {
+    const FormatInfo& info = GetFormatInfo(job_.format);
+    return static_cast<size_t>(chunk.count / info.block_weights) * info.block_bytes;
+  }
+  size_t ChunkOffset(const Chunk& chunk) const {
+    const FormatInfo& info = GetFormatInfo(job_.format);
+    return static_cast<size_t>(chunk.first / info.block_weights) * info.block_bytes;
+  }
+
+  void Encode(const Chunk& chunk, const RowMatrix& weight, const RowMatrix& target,
+              const RowMatrix& unit, const Eigen::VectorXf& diagonal, std::byte* blocks,
+              size_t stride, RowMatrix* error, std::vector<double>* losses) {
+    FeedbackChunk work;
+    work.weights = weight.data();
+    work.targets = target.data();
+    work.rows = weight.rows();
+    work.cols = chunk.count;
+    work.row_stride = chunk.count;
+    work.factor = unit.data();
+    work.factor_stride = chunk.count;
+    work.diagonal = diagonal.data();
+    work.blocks = blocks;
+    work.block_stride = stride;
+    work.errors = error->data();
+    EncodeWithFeedback(job_.format, work, FeedbackOptions{}, losses->data());
+  }
+
+  const Job& job_;
+  RowMatrix weights_, errors_;
+  std::byte* blocks_;
+};
+
+Result<ChunkHessian> LocalHessian(const RowMatrix& hessian, const Chunk& chunk) {
+  const RowMatrix block = hessian.block(chunk.first, chunk.first, chunk.count, chunk.count);
+  NIBBLE_ASSIGN_OR_RETURN(FeedbackFactor factor, FactorHessian(block));
+  const Eigen::MatrixXd identity = Eigen::MatrixXd::Identity(chunk.count, chunk.count);
+  const Eigen::MatrixXd inverse = block.cast<double>().llt().solve(identity);
+  return ChunkHessian{std::move(factor), inverse.cast<float>()};
+}
+
+}  // namespace
+
+Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
+                                     const GptqOptions& options, GptqReport* report) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
+  if (!HasFeedback(format)) {
+    return Unsupported(std::string("no error feedback for ") + GetFormatInfo(format).name);
+  }
+  if (hessian.cols() != weights.cols) {
+    return InvalidArgument("a Hessian of " + std::to_string(hessian.cols()) +
+                           " columns for weights of " + std::to_string(weights.cols));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor tensor,
+                          QuantizedTensor::Allocate(format, weights.rows, weights.cols));
+  GptqReport local_report;
+  GptqReport& said = report == nullptr ? local_report : *report;
+  Job job;
+  job.format = format;
+  job.cols = weights.cols;
+  job.row_bytes = tensor.bytes() / static_cast<size_t>(weights.rows);
+  NIBBLE_ASSIGN_OR_RETURN(job.hessian, DampedHessian(hessian, options.damping, &job.factor, &said));
+  job.chunks = ChunksOf(weights.cols);
+  if (options.sweeps > 0) {
+    for (const Chunk& chunk : job.chunks) {
+      NIBBLE_ASSIGN_OR_RETURN(ChunkHessian local, LocalHessian(job.hessian, chunk));
+      job.local.push_back(std::move(local));
+    }
+  }
+  const RowMatrix plain = Eigen::Map<const RowMatrix>(hessian.sums().data(), job.cols, job.cols) /
+                          static_cast<float>(hessian.tokens());
+  const int64_t slabs = (weights.rows + kSlab - 1) / kSlab;
+  std::vector<double> error(static_cast<size_t>(slabs)), energy(static_cast<size_t>(slabs));
+  std::vector<Status> status(static_cast<size_t>(slabs));
+  std::byte* blocks = tensor.plane(Plane::kCodes).data();
+  options.parallel(slabs, [&](int64_t s, int) {
+    const int64_t first = s * kSlab, count = std::min(kSlab, weights.rows - first);
+    RowMatrix w(count, job.cols);
+    const float limit = LargestMagnitude(format);
+    for (int64_t r = 0; r < count; ++r) {
+      ConvertToFloat(weights.dtype, weights.Row(first + r), job.cols, w.row(r).data());
+      const int64_t bad = FirstBeyond(w.row(r).data(), job.cols, limit);
+      if (bad < job.cols) {
+        status[static_cast<size_t>(s)] =
+            InvalidArgument("weight that cannot be quantized at row " + std::to_string(first + r) +
+                            ", column " + std::to_string(bad));
+        return;
+      }
+    }
+    Slab slab(job, std::move(w), blocks + static_cast<size_t>(first) * job.row_bytes);
+    slab.FirstPass();
+    for (int i = 0; i < options.sweeps; ++i) slab.Sweep();
+    error[static_cast<size_t>(s)] = Slab::Energy(slab.errors(), plain);
+    energy[static_cast<size_t>(s)] = Slab::Energy(slab.weights(), plain);
+  });
+  for (int64_t s = 0; s < slabs; ++s) {
+    NIBBLE_RETURN_IF_ERROR(status[static_cast<size_t>(s)]);
+    said.output_error += error[static_cast<size_t>(s)];
+    said.weight_energy += energy[static_cast<size_t>(s)];
+  }
+  return tensor;
+}
+
+}  // namespace nibble

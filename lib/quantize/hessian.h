@@ -1,0 +1,30 @@
+// The factorization that error feedback works with.
+#ifndef NIBBLE_LIB_QUANTIZE_HESSIAN_H_
+#define NIBBLE_LIB_QUANTIZE_HESSIAN_H_
+
+#include <Eigen/Core>
+
+#include "nibble/gptq.h"
+#include "nibble/status.h"
+
+namespace nibble {
+
+using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// H = R R^T with R upper triangular, as T = R / diag(R), unit upper triangular, and D = diag(R)^2.
+struct FeedbackFactor {
+  RowMatrix unit;
+  Eigen::VectorXf diagonal;
+};
+
+// Fails (kInvalidArgument) where H is not positive definite.
+Result<FeedbackFactor> FactorHessian(const Eigen::Ref<const RowMatrix>& hessian);
+
+// H / tokens plus damping: columns that were always zero get a diagonal, the rest what is needed
+// for H to be positive definite. Writes what it did to `report`.
+Result<RowMatrix> DampedHessian(const Hessian& hessian, double damping, FeedbackFactor* factor,
+                                GptqReport* report);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_LIB_QUANTIZE_HESSIAN_H_
