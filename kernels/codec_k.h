@@ -113,6 +113,15 @@ struct CodecQ6_K {
   }
 };
 
+// Activations. The sums are a convenience and take no part in decoding.
+struct CodecQ8_K {
+  using Block = BlockQ8_K;
+  static constexpr int kWeights = 256, kGroup = 256;
+  static constexpr bool kHasMin = false;
+  static constexpr NIBBLE_HD int Code(const Block& b, int i) { return b.qs[i]; }
+  static constexpr NIBBLE_HD float Scale(const Block& b, int) { return b.d; }
+};
+
 struct CodecIQ4_XS {
   using Block = BlockIQ4_XS;
   static constexpr int kWeights = 256, kGroup = 32;

@@ -60,6 +60,15 @@ struct CodecQ8_0 {
   static constexpr NIBBLE_HD float Scale(const Block& b, int) { return ToFloat(b.d); }
 };
 
+// Activations. The sum s is a convenience and takes no part in decoding.
+struct CodecQ8_1 {
+  using Block = BlockQ8_1;
+  static constexpr int kWeights = 32, kGroup = 32;
+  static constexpr bool kHasMin = false;
+  static constexpr NIBBLE_HD int Code(const Block& b, int i) { return b.qs[i]; }
+  static constexpr NIBBLE_HD float Scale(const Block& b, int) { return ToFloat(b.d); }
+};
+
 // The non-linear 4-bit codebook that iq4_nl and iq4_xs share.
 inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                           1,    13,   25,  38,  53,  69,  89,  113};

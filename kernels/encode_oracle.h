@@ -121,6 +121,33 @@ inline void Encode(const float* w, BlockQ8_0& b) {
   }
 }
 
+inline void Encode(const float* w, BlockQ8_1& b) {
+  const float d = MaxMagnitude(w, 32) / 127;
+  const float id = Reciprocal(d);
+  int sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    b.qs[i] = static_cast<int8_t>(Overflows(id) ? 0 : RoundAway(w[i] * id));
+    sum += b.qs[i];
+  }
+  b.d = ToF16(d);
+  b.s = ToF16(static_cast<float>(sum) * d);
+}
+
+// The value of largest magnitude becomes code -127; halves go to even.
+inline void Encode(const float* w, BlockQ8_K& b) {
+  const float factor = -127 / SignedMax(w, 256);
+  const bool zeros = Overflows(factor);
+  b.d = zeros ? 0 : 1 / factor;
+  for (int g = 0; g < 16; ++g) {
+    int sum = 0;
+    for (int i = 16 * g; i < 16 * (g + 1); ++i) {
+      b.qs[i] = static_cast<int8_t>(zeros ? 0 : std::nearbyint(w[i] * factor));
+      sum += b.qs[i];
+    }
+    b.bsums[g] = static_cast<int16_t>(sum);
+  }
+}
+
 // Ternary digits 0, 1, 2 of 256 weights.
 inline float TernaryCodes(const float* w, uint8_t* codes) {
   const float d = MaxMagnitude(w, 256);

@@ -52,11 +52,13 @@ HWY_INLINE float MaxMagnitude(const float* w) {
 }
 
 // The first weight of the largest magnitude.
+template <size_t kCount>
 HWY_INLINE float SignedMax(const float* w) {
-  const Range range = RangeOf<32>(w);
+  const Range range = RangeOf<kCount>(w);
   if (-range.min < range.max) return range.max;
   if (-range.min > range.max) return range.min;
-  return oracle::SignedMax(w, 32);  // both signs have it, or all are zeros: whichever comes first
+  return oracle::SignedMax(w,
+                           kCount);  // both signs have it, or all are zeros: whichever comes first
 }
 
 // codes[i] = map(d, w[i]) as bytes, saturated.
@@ -76,7 +78,7 @@ HWY_INLINE hn::VFromD<Ints> RoundAway(D d, V x) {
 }
 
 HWY_INLINE float SymmetricCodes(const float* w, int offset, uint8_t* codes) {
-  const float scale = SignedMax(w) / static_cast<float>(-offset);
+  const float scale = SignedMax<32>(w) / static_cast<float>(-offset);
   const float reciprocal = oracle::Reciprocal(scale);
   if (oracle::Overflows(reciprocal)) {
     std::memset(codes, 0, 32);
@@ -172,6 +174,32 @@ HWY_INLINE void Encode(const float* w, BlockQ8_0& b) {
   RoundedCodes<32>(w, scale, 0, b.qs);
 }
 
+HWY_INLINE void Encode(const float* w, BlockQ8_1& b) {
+  const float scale = MaxMagnitude<32>(w) / 127;
+  RoundedCodes<32>(w, scale, 0, b.qs);
+  int sum = 0;
+  for (int8_t q : b.qs) sum += q;
+  b.d = ToF16(scale);
+  b.s = ToF16(static_cast<float>(sum) * scale);
+}
+
+HWY_INLINE void Encode(const float* w, BlockQ8_K& b) {
+  const float factor = -127 / SignedMax<256>(w);
+  if (oracle::Overflows(factor)) {
+    b = {};
+    return;
+  }
+  b.d = 1 / factor;
+  MapToBytes<256>(w, b.qs, [=](auto d, auto x) HWY_ATTR {
+    return hn::NearestInt(hn::Mul(x, hn::Set(d, factor)));
+  });
+  for (int g = 0; g < 16; ++g) {
+    int sum = 0;
+    for (int i = 16 * g; i < 16 * (g + 1); ++i) sum += b.qs[i];
+    b.bsums[g] = static_cast<int16_t>(sum);
+  }
+}
+
 // Five digits to a byte, for every value of the digits.
 struct TernaryTable {
   uint8_t packed[243];
@@ -260,6 +288,10 @@ void EncodeBlocksOf(Format format, const float* row, int64_t cols, std::byte* ou
       return EncodeBlocks<BlockQ5_1, 32>(row, cols, out);
     case Format::kQ8_0:
       return EncodeBlocks<BlockQ8_0, 32>(row, cols, out);
+    case Format::kQ8_1:
+      return EncodeBlocks<BlockQ8_1, 32>(row, cols, out);
+    case Format::kQ8_K:
+      return EncodeBlocks<BlockQ8_K, 256>(row, cols, out);
     case Format::kTQ1_0:
       return EncodeBlocks<BlockTQ1_0, 256>(row, cols, out);
     case Format::kTQ2_0:

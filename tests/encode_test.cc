@@ -3,6 +3,7 @@
 #include "kernels/encode.h"
 
 #include "gtest/gtest.h"
+#include "kernels/codec.h"
 #include "kernels/encode_oracle.h"
 #include "tests/targets.h"
 #include "tests/vectors.h"
@@ -44,6 +45,36 @@ TEST_P(EncodeTest, SimpleFormatsHaveTheBytesOfGguf) {
   EXPECT_EQ(compared, static_cast<int>(expected.size()));
 }
 
+TEST_P(EncodeTest, ActivationsHaveTheBytesOfGgml) {
+  const auto expected = ReadReference("gguf_vectors.json")["activations"];
+  ASSERT_EQ(expected.size(), 6u);
+  for (const auto& [key, digest] : expected.items()) {
+    const size_t slash = key.find('/');
+    const FormatInfo* info = FindFormat(std::string_view(key).substr(0, slash));
+    ASSERT_NE(info, nullptr);
+    EXPECT_EQ(Digest(Encode(info->format, CaseFloats(key.substr(slash + 1)))), digest) << key;
+  }
+}
+
+// And decode to what was encoded, within half a step.
+template <class Codec>
+void ExpectRoundTrip(Format format) {
+  const std::vector<float> x = CaseFloats("uniform");
+  const std::vector<std::byte> bytes = Encode(format, x);
+  for (size_t i = 0; i < x.size(); ++i) {
+    typename Codec::Block block;
+    std::memcpy(&block, bytes.data() + i / Codec::kWeights * sizeof(block), sizeof(block));
+    const float step = std::fabs(Codec::Scale(block, 0));
+    ASSERT_NEAR(DecodeWeight<Codec>(block, static_cast<int>(i % Codec::kWeights)), x[i],
+                0.563f * step);  // half a step, and 127 steps of the 2^-11 that q8_1's scale rounds
+  }
+}
+
+TEST_P(EncodeTest, ActivationsRoundTrip) {
+  ExpectRoundTrip<CodecQ8_1>(Format::kQ8_1);
+  ExpectRoundTrip<CodecQ8_K>(Format::kQ8_K);
+}
+
 template <class Block>
 void ExpectOracleBytes(Format format) {
   for (const char* name : kCases) {
@@ -69,6 +100,8 @@ TEST_P(EncodeTest, EqualsTheOracle) {
   ExpectOracleBytes<BlockQ5_0>(Format::kQ5_0);
   ExpectOracleBytes<BlockQ5_1>(Format::kQ5_1);
   ExpectOracleBytes<BlockQ8_0>(Format::kQ8_0);
+  ExpectOracleBytes<BlockQ8_1>(Format::kQ8_1);
+  ExpectOracleBytes<BlockQ8_K>(Format::kQ8_K);
   ExpectOracleBytes<BlockTQ1_0>(Format::kTQ1_0);
   ExpectOracleBytes<BlockTQ2_0>(Format::kTQ2_0);
   ExpectOracleBytes<BlockMXFP4>(Format::kMXFP4);

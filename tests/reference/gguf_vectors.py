@@ -9,6 +9,7 @@ Needs the PyPI packages `gguf`, `numpy` and `llama-cpp-python` (for ggml's own l
   encode   per format and case: hash of the bytes to which `gguf` quantizes a case's floats
   ggml     per format: bytes to which ggml quantizes two rows of 256 floats, and the hash of the
            floats that ggml decodes from them
+  activations   per format and case: hash of the bytes to which ggml quantizes a case's floats
 """
 
 import ctypes
@@ -147,7 +148,7 @@ def ggml_encode(x, qtype):
 
 
 BLOCKS = 512
-result = {"decode": {}, "encode": {}, "ggml": {}}
+result = {"decode": {}, "encode": {}, "ggml": {}, "activations": {}}
 for name in DECODED:
     qtype = T[name]
     block, size = GGML_QUANT_SIZES[qtype]
@@ -173,6 +174,16 @@ for name in DECODED:
     raw = ggml_encode(matrix, T[name])
     floats = ggml_decode(raw, T[name], matrix.size)
     result["ggml"][name.lower()] = {"bytes": raw.tobytes().hex(), "floats": digest_floats(floats)}
+
+for name, function in [("q8_1", ggml.quantize_row_q8_1_ref), ("q8_K", ggml.quantize_row_q8_K_ref)]:
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    function.restype = None
+    block, size = GGML_QUANT_SIZES[T[name.upper()]]
+    for case in ["uniform", "ties", "wide"]:
+        x = case_floats(case)
+        raw = np.zeros(x.size // block * size, np.uint8)
+        function(x.ctypes.data, raw.ctypes.data, x.size)
+        result["activations"][f"{name}/{case}"] = digest(raw)
 
 json.dump(result, sys.stdout, indent=1)
 print()
