@@ -7,6 +7,7 @@
 #include "nibble/format.h"
 #include "nibble/gguf.h"
 #include "nibble/matmul.h"
+#include "nibble/mix.h"
 #include "nibble/parallel.h"
 #include "nibble/quantize.h"
 #include "nibble/quantized_tensor.h"
