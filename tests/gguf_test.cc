@@ -256,6 +256,32 @@ TEST(GgufWriter, MetadataAlone) {
   EXPECT_EQ(*file.metadata().GetString("general.architecture"), "llama");
 }
 
+TEST(GgufWriter, AmendsValuesOfTheSameSize) {
+  const TemporaryFolder folder;
+  const GgufFile file = MustOpen(kFiles + "python.gguf");
+  GgufMetadata metadata = file.metadata();
+  metadata.Set("hash", std::string("0000"));
+  for (const uint64_t limit : {0, 1}) {  // one file; a shard for each tensor
+    Result<GgufWriter> writer =
+        GgufWriter::Create(folder / "a.gguf", metadata, InfosOf(file), {.max_shard_bytes = limit});
+    ASSERT_TRUE(writer.ok());
+    for (const GgufTensor& tensor : file.tensors()) ASSERT_TRUE(writer->Append(tensor.data).ok());
+    EXPECT_EQ(writer->Amend("none", std::string("abcd")).code(), StatusCode::kNotFound);
+    EXPECT_EQ(writer->Amend("hash", std::string("abc")).code(), StatusCode::kInvalidArgument);
+    ASSERT_TRUE(writer->Amend("hash", std::string("abcd")).ok());
+    ASSERT_TRUE(writer->Finish().ok());
+    EXPECT_FALSE(writer->Amend("hash", std::string("efgh")).ok());
+    const std::string path = folder / folder.List().front();
+    const GgufFile copy = MustOpen(path);
+    EXPECT_EQ(*copy.metadata().GetString("hash"), "abcd");
+    EXPECT_EQ(copy.metadata().entries().size(), file.metadata().entries().size() + 1);
+    for (size_t i = 0; i < file.tensors().size(); ++i) {
+      EXPECT_TRUE(std::ranges::equal(copy.tensors()[i].data, file.tensors()[i].data));
+    }
+    for (const std::string& name : folder.List()) std::filesystem::remove(folder / name);
+  }
+}
+
 TEST(GgufWriter, RefusesContradictions) {
   const TemporaryFolder folder;
   const auto create = [&](std::vector<GgufTensorInfo> tensors, GgufWriteOptions options = {}) {

@@ -36,7 +36,8 @@ struct ImportanceMatrix {
   // Adds another's sums and counts; layers must agree in size.
   Status Merge(const ImportanceMatrix& other);
 
-  // Reads either of llama.cpp's formats, recognised by content: GGUF or the older binary ".dat".
+  // Reads either of llama.cpp's formats, recognised by content: GGUF or the older binary ".dat",
+  // which stacks the experts of a layer in one row and counts in chunks, taken as 512 tokens each.
   static Result<ImportanceMatrix> Load(const std::string& path);
   // Writes beside the target and renames.
   Status SaveGguf(const std::string& path) const;

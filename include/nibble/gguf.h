@@ -121,6 +121,10 @@ class GgufWriter {
   // exactly its size before the next one begins.
   Status Append(std::span<const std::byte> data);
 
+  // Replaces a metadata value by one of the same size in the file, such as a hash that is known only
+  // when all data has passed. Before Finish().
+  Status Amend(std::string_view key, GgufValue value);
+
   // After the last byte: flushes, syncs, renames.
   Status Finish();
 

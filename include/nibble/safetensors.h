@@ -65,6 +65,11 @@ class SafetensorsWriter {
   SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
   ~SafetensorsWriter();
 
+  // The exact total size of the file(s), index included, that such a call writes.
+  static Result<uint64_t> TotalBytes(const std::string& path,
+                                     std::span<const SafetensorsInfo> tensors,
+                                     const SafetensorsWriteOptions& options = {});
+
   Status Append(std::span<const std::byte> data);
   Status Finish();
 

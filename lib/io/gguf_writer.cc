@@ -75,6 +75,7 @@ struct ShardPlan {
 };
 
 struct Plan {
+  GgufMetadata metadata;  // as the first file has it
   std::vector<uint64_t> tensor_bytes;
   std::vector<ShardPlan> shards;
 
@@ -99,6 +100,7 @@ class Planner {
 
   Result<Plan> Make() {
     NIBBLE_RETURN_IF_ERROR(Check());
+    plan_.metadata = metadata_;
     plan_.shards = {MakeShard(metadata_, 0, tensors_.size())};
     if (options_.max_shard_bytes > 0 && plan_.file_bytes() > options_.max_shard_bytes) {
       NIBBLE_RETURN_IF_ERROR(Split());
@@ -209,6 +211,7 @@ class Planner {
                              std::to_string(kMaxShards));
     }
     plan_.shards.clear();
+    plan_.metadata = ShardMetadata(0, runs.size());
     for (size_t k = 0; k < runs.size(); ++k) {
       plan_.shards.push_back(
           MakeShard(ShardMetadata(k, runs.size()), runs[k].first, runs[k].second));
@@ -226,6 +229,21 @@ class Planner {
 
 struct GgufWriter::Impl {
   TensorStream stream;
+  GgufMetadata metadata;  // of the first file
+  uint64_t tensors = 0;   // in the first file
+
+  Status Amend(std::string_view key, GgufValue value) {
+    if (metadata.Find(key) == nullptr) return NotFound(stream.path() + ": no key " + Quoted(key));
+    GgufMetadata amended = metadata;
+    amended.Set(std::string(key), std::move(value));
+    const std::string header = BeginHeader(amended, tensors);
+    if (header.size() != BeginHeader(metadata, tensors).size()) {
+      return InvalidArgument(stream.path() + ": the new value of " + Quoted(key) +
+                             " has another size");
+    }
+    metadata = std::move(amended);
+    return stream.AmendHeader(header);
+  }
 };
 
 GgufWriter::GgufWriter() = default;
@@ -256,7 +274,8 @@ Result<GgufWriter> GgufWriter::Create(const std::string& path, const GgufMetadat
         TensorStream stream,
         TensorStream::Create(std::move(files), std::move(planned), options.alignment));
     GgufWriter writer;
-    writer.impl_ = std::make_unique<Impl>(Impl{std::move(stream)});
+    writer.impl_ = std::make_unique<Impl>(
+        Impl{std::move(stream), std::move(plan->metadata), plan->shards.front().count});
     return writer;
   });
 }
@@ -271,6 +290,11 @@ Result<uint64_t> GgufWriter::TotalBytes(const GgufMetadata& metadata,
 }
 
 Status GgufWriter::Append(std::span<const std::byte> data) { return impl_->stream.Append(data); }
+
+Status GgufWriter::Amend(std::string_view key, GgufValue value) {
+  return CatchAllocationFailure(impl_->stream.path(),
+                                [&] { return impl_->Amend(key, std::move(value)); });
+}
 
 Status GgufWriter::Finish() { return impl_->stream.Finish(); }
 

@@ -240,6 +240,22 @@ Status OutputFile::AppendZeros(uint64_t count) {
   return OkStatus();
 }
 
+Status OutputFile::Overwrite(uint64_t offset, std::span<const std::byte> data) {
+  if (fd_ < 0) return IoError(path_ + ": written after an error or after it was closed");
+  if (offset > bytes_written_ || data.size() > bytes_written_ - offset) {
+    return InternalError(path_ + ": written over beyond its end");
+  }
+  NIBBLE_RETURN_IF_ERROR(Flush());
+  if (lseek(fd_, static_cast<off_t>(offset), SEEK_SET) < 0) {
+    return ErrnoStatus(path_, "cannot seek", errno);
+  }
+  NIBBLE_RETURN_IF_ERROR(WriteAll(data));
+  if (lseek(fd_, static_cast<off_t>(bytes_written_), SEEK_SET) < 0) {
+    return ErrnoStatus(path_, "cannot seek", errno);
+  }
+  return OkStatus();
+}
+
 Status OutputFile::Close() {
   if (fd_ < 0) return IoError(path_ + ": closed after an error or twice");
   NIBBLE_RETURN_IF_ERROR(Flush());

@@ -31,6 +31,9 @@ class OutputFile {
   Status Append(const std::string& data) { return Append(std::as_bytes(std::span(data))); }
   Status AppendZeros(uint64_t count);
 
+  // Writes over what was appended before, all of it within bytes_written().
+  Status Overwrite(uint64_t offset, std::span<const std::byte> data);
+
   uint64_t bytes_written() const { return bytes_written_; }
 
   // After the last byte: everything is on the disk when this returns. Still under a temporary name.

@@ -178,6 +178,20 @@ Result<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
   });
 }
 
+Result<uint64_t> SafetensorsWriter::TotalBytes(const std::string& path,
+                                               std::span<const SafetensorsInfo> tensors,
+                                               const SafetensorsWriteOptions& options) {
+  return CatchAllocationFailure(path, [&]() -> Result<uint64_t> {
+    std::vector<PlannedFile> files;
+    std::vector<PlannedTensor> planned;
+    NIBBLE_RETURN_IF_ERROR(
+        Planner(path, tensors, options).Make(&files, &planned).WithContext(path));
+    uint64_t total = 0;
+    for (const PlannedFile& file : files) total += file.bytes;
+    return total;
+  });
+}
+
 Status SafetensorsWriter::Append(std::span<const std::byte> data) {
   return impl_->stream.Append(data);
 }

@@ -36,7 +36,8 @@ Status TensorStream::Advance() {
   while (true) {
     if (tensor_ == file_end_) {
       if (files_.size() == plan_.size()) return OkStatus();
-      NIBBLE_RETURN_IF_ERROR(files_.back().Close());
+      // The first one stays open: its header may be amended.
+      if (files_.size() > 1) NIBBLE_RETURN_IF_ERROR(files_.back().Close());
       NIBBLE_RETURN_IF_ERROR(BeginFile());
     } else {
       const uint64_t bytes = tensors_[tensor_].bytes;
@@ -67,6 +68,14 @@ Status TensorStream::Append(std::span<const std::byte> data) {
   return Advance();
 }
 
+Status TensorStream::AmendHeader(std::string_view beginning) {
+  if (finished_) return InvalidArgument(path() + ": amended after the end");
+  if (beginning.size() > plan_.front().header.size()) {
+    return InvalidArgument(path() + ": a longer header than planned");
+  }
+  return files_.front().Overwrite(0, std::as_bytes(std::span(beginning)));
+}
+
 Status TensorStream::Finish() {
   if (finished_) return InvalidArgument(path() + ": finished twice");
   if (tensor_ != tensors_.size()) {
@@ -75,7 +84,8 @@ Status TensorStream::Finish() {
                            std::to_string(received_) + " of its " + std::to_string(tensor.bytes) +
                            " bytes");
   }
-  NIBBLE_RETURN_IF_ERROR(files_.back().Close());
+  if (files_.size() > 1) NIBBLE_RETURN_IF_ERROR(files_.back().Close());
+  NIBBLE_RETURN_IF_ERROR(files_.front().Close());
   for (size_t i = 0; i < files_.size(); ++i) {
     if (files_[i].bytes_written() != plan_[i].bytes) {
       return InternalError(plan_[i].path + ": its size is not the planned one");

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lib/io/output_file.h"
@@ -37,17 +38,20 @@ class TensorStream {
 
   // The next piece of the current tensor; never more than it still lacks.
   Status Append(std::span<const std::byte> data);
+  // Writes over the beginning of the first file's header. Before Finish().
+  Status AmendHeader(std::string_view beginning);
   Status Finish();
+
+  const std::string& path() const { return plan_.front().path; }
 
  private:
   Status BeginFile();
   Status Advance();
-  const std::string& path() const { return plan_.front().path; }
 
   std::vector<PlannedFile> plan_;
   std::vector<PlannedTensor> tensors_;
   uint64_t alignment_ = 1;
-  std::vector<OutputFile> files_;  // the last one is open, those before it are closed
+  std::vector<OutputFile> files_;  // the first and the last one are open
   size_t file_end_ = 0;            // the first tensor that is not in the open file
   size_t tensor_ = 0;              // the current one
   uint64_t received_ = 0;          // bytes of it
