@@ -17,6 +17,7 @@ find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(nlohmann_json 3.11 REQUIRED)  # headers only: parses the safetensors header
 
 if(NIBBLE_BUILD_MODEL)
+  find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)  # compiled in from its header
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET GLOBAL sentencepiece)
   pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET GLOBAL libpcre2-8)

@@ -28,6 +28,7 @@ struct QuantizeOptions {
   // Of schemes with has_group_index: the group of each column, `cols` values in [0, GroupsPerRow).
   std::span<const int32_t> group_index = {};
   NonFinite non_finite = NonFinite::kError;
+  int64_t first_row = 0;  // the number of row 0 in messages, for matrices that come in pieces
   ParallelFor parallel = {};
 };
 

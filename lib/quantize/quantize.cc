@@ -121,7 +121,7 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
     float* copy = static_cast<float*>(scratch.mutable_view().Row(0));
     ConvertToFloat(weights.dtype, weights.Row(r), cols, copy);
     const int64_t col = FirstBeyond(copy, cols, limit);
-    return BeyondError(copy[col], r, col, info, limit);
+    return BeyondError(copy[col], options.first_row + r, col, info, limit);
   }
   return OkStatus();
 }
