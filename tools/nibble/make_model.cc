@@ -1,0 +1,180 @@
+#include "tools/nibble/make_model.h"
+
+#include <map>
+#include <optional>
+
+#include "fmt/core.h"
+#include "nlohmann/json.hpp"
+#include "tools/nibble/terminal.h"
+
+namespace nibble::tools {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Outcome {
+  uint64_t file_bytes = 0;
+  std::optional<ModelHashes> hashes;  // of a GGUF file that was written
+  double seconds = 0;
+};
+
+uint64_t TensorBytes(const ModelPlan& plan) {
+  uint64_t total = 0;
+  for (const TensorTask& tensor : plan.tensors) total += tensor.bytes;
+  return total;
+}
+
+struct Share {
+  size_t tensors = 0;
+  uint64_t weights = 0;
+  uint64_t bytes = 0;
+};
+
+std::map<std::string, Share> SharesByFormat(const ModelPlan& plan) {
+  std::map<std::string, Share> shares;
+  for (const TensorTask& tensor : plan.tensors) {
+    Share& share = shares[GetFormatInfo(tensor.choice.format).name];
+    ++share.tensors;
+    share.weights += static_cast<uint64_t>(tensor.source->rows() * tensor.source->cols());
+    share.bytes += tensor.bytes;
+  }
+  return shares;
+}
+
+void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Outcome& outcome) {
+  ordered_json document = {
+      {"output", options.output},
+      {"dry_run", options.dry_run},
+      {"type", plan.recipe.type},
+      {"bytes", outcome.file_bytes},
+      {"weights", plan.weights()},
+      {"bits_per_weight", BitsPerWeight(TensorBytes(plan), plan.weights())},
+      {"notices", plan.notices},
+  };
+  for (const auto& [name, share] : SharesByFormat(plan)) {
+    document["formats"][name] = {
+        {"tensors", share.tensors}, {"weights", share.weights}, {"bytes", share.bytes}};
+  }
+  for (const TensorTask& tensor : plan.tensors) {
+    document["tensors"].push_back({{"name", tensor.source->name},
+                                   {"dims", tensor.source->dims},
+                                   {"from", GetFormatInfo(tensor.source->format).name},
+                                   {"to", GetFormatInfo(tensor.choice.format).name},
+                                   {"bytes", tensor.bytes}});
+  }
+  if (outcome.hashes) {
+    document["source_hash"] = outcome.hashes->source;
+    document["content_hash"] = outcome.hashes->content;
+  }
+  if (!options.dry_run) document["seconds"] = outcome.seconds;
+  fmt::print("{}\n", document.dump(2));
+}
+
+void PrintSummary(const MakeModelOptions& options, const ModelPlan& plan, const Outcome& outcome) {
+  Table table({"format", "tensors", "weights", "size"}, {false, true, true, true});
+  for (const auto& [name, share] : SharesByFormat(plan)) {
+    table.Add(
+        {name, std::to_string(share.tensors), std::to_string(share.weights), Size(share.bytes)});
+  }
+  fmt::print("{}", table.Text());
+  fmt::print("{}: {} {} ({} bytes), {:.3f} bits per weight", options.output,
+             options.dry_run ? "would be" : "is", Size(outcome.file_bytes), outcome.file_bytes,
+             BitsPerWeight(TensorBytes(plan), plan.weights()));
+  if (!options.dry_run) fmt::print(", made in {:.1f} s", outcome.seconds);
+  fmt::print("\n");
+}
+
+}  // namespace
+
+void AddOutputOptions(CLI::App& command, MakeModelOptions& options) {
+  command
+      .add_option("model", options.model,
+                  "GGUF file (any shard), .safetensors file or Hugging Face folder")
+      ->required();
+  command.add_option("-o,--output", options.output, "The file to write")->required();
+  command
+      .add_option("--max-shard-size", options.max_shard_bytes,
+                  "Write shards of at most this size, e.g. 500M or 2G")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+  command.add_flag("--dry-run", options.dry_run,
+                   "Tell the types and the exact size; write nothing");
+  command.add_flag("--overwrite", options.overwrite, "Replace the output if it exists");
+  command.add_flag("--clamp", options.clamp,
+                   "Replace NaN by 0 and infinities by the largest number instead of stopping");
+  AddCommonOptions(command, options.common);
+}
+
+int MakeModel(const MakeModelOptions& options) {
+  ModelRecipe recipe;
+  recipe.type = options.type;
+  recipe.pure = options.pure;
+  recipe.non_finite = options.clamp ? NonFinite::kClamp : NonFinite::kError;
+  if (recipe.type != kCopyType) {
+    const Result<TypeChoice> type = ParseType(recipe.type, recipe.pure);
+    if (!type.ok()) return Fail(type.status());
+  }
+  for (const std::string& text : options.tensor_types) {
+    Result<TensorTypeRule> rule = ParseTensorTypeRule(text);
+    if (!rule.ok()) return Fail(rule.status());
+    recipe.tensor_types.push_back(*std::move(rule));
+  }
+  ImportanceMatrix importance;
+  if (!options.imatrix.empty()) {
+    Result<ImportanceMatrix> loaded = ImportanceMatrix::Load(options.imatrix);
+    if (!loaded.ok()) return FailAtWork(loaded.status());
+    importance = *std::move(loaded);
+    recipe.importance = &importance;
+  }
+  const Result<ModelSource> source = ModelSource::Open(options.model);
+  if (!source.ok()) return FailAtWork(source.status());
+
+  const Result<ModelPlan> plan = PlanModel(*source, recipe, options.permissions);
+  if (!plan.ok()) return Fail(Status(plan.status()).WithContext(options.model));
+  const bool safetensors =
+      options.may_write_safetensors && options.output.ends_with(".safetensors");
+  const GgufWriteOptions files = {.max_shard_bytes = options.max_shard_bytes};
+  const Result<uint64_t> bytes =
+      safetensors ? PlannedSafetensorsBytes(*plan, options.output, options.max_shard_bytes)
+                  : PlannedBytes(*plan, files);
+  if (!bytes.ok()) return Fail(bytes.status());
+  Outcome outcome;
+  outcome.file_bytes = *bytes;
+  if (!options.dry_run) {
+    const Status target = CheckModelTarget(*source, options.output, *bytes, options.overwrite,
+                                           options.max_shard_bytes);
+    if (!target.ok()) return Fail(target);
+  }
+  if (!options.common.quiet) {
+    for (const std::string& notice : plan->notices) fmt::print(stderr, "note: {}\n", notice);
+  }
+
+  if (!options.dry_run) {
+    ThreadPool pool(options.common.threads);
+    ProgressDisplay display(options.common.quiet);
+    ModelRunOptions run;
+    run.parallel = pool.parallel_for();
+    run.progress = [&](const ModelProgress& progress) {
+      display.Update(progress);
+      return true;
+    };
+    Status status;
+    if (safetensors) {
+      status = WriteModelSafetensors(*source, *plan, options.output, options.max_shard_bytes, run);
+    } else {
+      Result<ModelHashes> made = WriteModel(*source, *plan, options.output, files, run);
+      if (made.ok()) outcome.hashes = *made;
+      status = std::move(made).status();
+    }
+    display.Clear();
+    if (!status.ok()) return FailAtWork(status);
+    outcome.seconds = display.Seconds();
+  }
+  if (options.common.json) {
+    PrintJson(options, *plan, outcome);
+  } else if (!options.common.quiet) {
+    PrintSummary(options, *plan, outcome);
+  }
+  return kSuccess;
+}
+
+}  // namespace nibble::tools

@@ -1,0 +1,36 @@
+// The work that quantize, convert and dequantize share: plan, check, tell, write, report.
+#ifndef NIBBLE_TOOLS_MAKE_MODEL_H_
+#define NIBBLE_TOOLS_MAKE_MODEL_H_
+
+#include <string>
+#include <vector>
+
+#include "nibble/quantize_model.h"
+#include "tools/nibble/command.h"
+
+namespace nibble::tools {
+
+struct MakeModelOptions {
+  std::string model;
+  std::string output;
+  std::string type;
+  bool pure = false;
+  std::vector<std::string> tensor_types;  // REGEX=TYPE
+  std::string imatrix;                    // a file, or empty
+  bool may_write_safetensors = false;     // where the output's name ends so
+  bool clamp = false;
+  ModelPermissions permissions;
+  uint64_t max_shard_bytes = 0;
+  bool dry_run = false;
+  bool overwrite = false;
+  CommonOptions common;
+};
+
+// Options of all that write a model.
+void AddOutputOptions(CLI::App& command, MakeModelOptions& options);
+
+int MakeModel(const MakeModelOptions& options);
+
+}  // namespace nibble::tools
+
+#endif  // NIBBLE_TOOLS_MAKE_MODEL_H_

@@ -1,0 +1,133 @@
+#include "tools/nibble/terminal.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "fmt/core.h"
+
+namespace nibble::tools {
+namespace {
+
+constexpr auto kRedraw = std::chrono::milliseconds(100);
+constexpr auto kLineInterval = std::chrono::milliseconds(300);
+
+int TerminalColumns() {
+  winsize size = {};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+std::string Clock(double seconds) {
+  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (whole >= 3600) {
+    return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+  }
+  return fmt::format("{}:{:02}", whole / 60, whole % 60);
+}
+
+double Fraction(const ModelProgress& progress) {
+  if (progress.weights_total == 0) return 1;
+  return static_cast<double>(progress.weights_done) / static_cast<double>(progress.weights_total);
+}
+
+// "12.3 Mweights/s, 0:41 left"
+std::string RateAndTimeLeft(const ModelProgress& progress, double rate) {
+  if (rate <= 0) return "";
+  const double left = static_cast<double>(progress.weights_total - progress.weights_done) / rate;
+  return fmt::format("{:.1f} Mweights/s, {} left", rate / 1e6, Clock(left));
+}
+
+}  // namespace
+
+std::string Size(uint64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+  if (bytes < 1000) return fmt::format("{} B", bytes);
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 999.5 && unit + 1 < std::size(kUnits)) {
+    value /= 1000;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", value, value < 10 ? 2 : value < 100 ? 1 : 0, kUnits[unit]);
+}
+
+std::string Shape(const std::vector<int64_t>& dims) {
+  std::string text;
+  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
+    text += fmt::format("{}{}", text.empty() ? "" : " x ", *dim);
+  }
+  return text;
+}
+
+double BitsPerWeight(uint64_t bytes, uint64_t weights) {
+  return weights == 0 ? 0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
+}
+
+std::string Table::Text() const {
+  std::vector<size_t> widths(numbers_.size());
+  for (const auto& row : rows_) {
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+  }
+  std::string text;
+  for (const auto& row : rows_) {
+    std::string line;
+    for (size_t c = 0; c < row.size(); ++c) {
+      const std::string padding(widths[c] - row[c].size(), ' ');
+      if (c > 0) line += "  ";
+      line += numbers_[c] ? padding + row[c] : row[c] + padding;
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + '\n';
+  }
+  return text;
+}
+
+ProgressDisplay::ProgressDisplay(bool quiet)
+    : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), last_(start_) {}
+
+double ProgressDisplay::Seconds() const {
+  return std::chrono::duration<double>(Clock::now() - start_).count();
+}
+
+void ProgressDisplay::Update(const ModelProgress& progress) {
+  if (quiet_) return;
+  const double rate = static_cast<double>(progress.weights_done) / std::max(Seconds(), 1e-9);
+  const Clock::time_point now = Clock::now();
+  if (terminal_) {
+    if (now - last_ < kRedraw) return;
+    last_ = now;
+    DrawBar(progress, rate);
+    return;
+  }
+  const int tenths = static_cast<int>(Fraction(progress) * 10);
+  if (tenths == tenths_ || now - last_ < kLineInterval) return;
+  tenths_ = tenths;
+  last_ = now;
+  fmt::print(stderr, "{}%, {} of {} tensors, {}\n", tenths * 10, progress.index + 1, progress.count,
+             RateAndTimeLeft(progress, rate));
+}
+
+void ProgressDisplay::DrawBar(const ModelProgress& progress, double rate) {
+  const double fraction = Fraction(progress);
+  std::string text = fmt::format(" {:3.0f}%  {}  {}", 100 * fraction,
+                                 RateAndTimeLeft(progress, rate), progress.tensor);
+  const int columns = TerminalColumns() - 1;
+  const int bar = std::clamp(columns / 4, 0, 30);
+  const int filled = static_cast<int>(fraction * bar);
+  std::string line =
+      fmt::format("[{:.<{}}]{}", std::string(static_cast<size_t>(filled), '#'), bar, text);
+  if (line.size() > static_cast<size_t>(columns)) line.resize(static_cast<size_t>(columns));
+  fmt::print(stderr, "\r\033[K{}", line);
+  std::fflush(stderr);
+  drawn_ = true;
+}
+
+void ProgressDisplay::Clear() {
+  if (drawn_) fmt::print(stderr, "\r\033[K");
+  drawn_ = false;
+}
+
+}  // namespace nibble::tools
