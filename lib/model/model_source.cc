@@ -41,7 +41,7 @@ std::string SizeLabel(double parameters) {
 // With experts: their number times what one of them and everything they share has.
 std::string SizeLabel(const TensorPlan& plan, int64_t experts) {
   double shared = 0, stacked = 0;
-  for (const PlannedTensor& tensor : plan.tensors) {
+  for (const ConvertedTensor& tensor : plan.tensors) {
     const double elements = static_cast<double>(tensor.rows()) * static_cast<double>(tensor.cols());
     (tensor.parts.size() > 1 ? stacked : shared) += elements;
   }
@@ -52,7 +52,7 @@ std::string SizeLabel(const TensorPlan& plan, int64_t experts) {
 // llama.cpp's number for what most weights of the matrices are stored as.
 uint32_t FileType(const TensorPlan& plan) {
   std::map<Format, double> weights;
-  for (const PlannedTensor& tensor : plan.tensors) {
+  for (const ConvertedTensor& tensor : plan.tensors) {
     if (tensor.dims.size() < 2) continue;
     weights[tensor.format] +=
         static_cast<double>(tensor.rows()) * static_cast<double>(tensor.cols());
@@ -111,7 +111,7 @@ struct ModelSource::Impl {
   std::optional<SafetensorsFile> safetensors;
   GgufMetadata metadata;  // of safetensors; a GGUF file has its own
   std::vector<ModelTensor> tensors;
-  std::vector<PlannedTensor> planned;                  // of safetensors, beside `tensors`
+  std::vector<ConvertedTensor> planned;                // of safetensors, beside `tensors`
   std::unordered_map<std::string_view, size_t> index;  // by name, into both
   std::vector<std::string> paths;
   std::vector<std::string> notices;

@@ -78,7 +78,7 @@ class ArchitecturePlanner {
       }
     }
     if (config_.rope_scaling == RopeScaling::kLlama3) {
-      PlannedTensor factors;
+      ConvertedTensor factors;
       factors.name = "rope_freqs.weight";
       NIBBLE_ASSIGN_OR_RETURN(factors.computed, Llama3RopeFactors(config_));
       factors.dims = {static_cast<int64_t>(factors.computed.size())};
@@ -96,7 +96,7 @@ class ArchitecturePlanner {
   Status Add(const TensorRule& rule, int64_t layer) {
     if (rule.presence == Presence::kUntied && config_.tied) return OkStatus();
     const bool experts = std::string_view(rule.source).find('@') != std::string_view::npos;
-    PlannedTensor tensor;
+    ConvertedTensor tensor;
     tensor.name = Expand(rule.target, layer, 0);
     for (int64_t expert = 0; expert < (experts ? config_.experts : 1); ++expert) {
       const std::string source = Expand(rule.source, layer, expert);
@@ -125,7 +125,7 @@ class ArchitecturePlanner {
     return OkStatus();
   }
 
-  void SetChange(Change change, PlannedTensor& tensor) const {
+  void SetChange(Change change, ConvertedTensor& tensor) const {
     const bool norm = change == Change::kAddOne;
     if (norm ? config_.architecture->norms_add_one : config_.architecture->interleaved_rope) {
       tensor.change = change;
@@ -228,7 +228,7 @@ Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& wh
     if (std::ranges::find(tensor.shape, 0) != tensor.shape.end()) {
       return Unsupported(name + " has shape " + ShapeText(tensor.shape) + ": it is empty");
     }
-    PlannedTensor planned;
+    ConvertedTensor planned;
     planned.name = planned.source_name = tensor.name;
     planned.format = *format;
     planned.dims.assign(tensor.shape.rbegin(), tensor.shape.rend());
@@ -239,7 +239,7 @@ Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& wh
   return plan;
 }
 
-Result<Buffer> MakeTensor(const PlannedTensor& tensor) {
+Result<Buffer> MakeTensor(const ConvertedTensor& tensor) {
   if (tensor.parts.empty()) return Buffer::Borrow(std::as_bytes(std::span(tensor.computed)));
   const SafetensorsTensor& first = *tensor.parts[0];
   const bool converted = FormatOf(first.dtype) != tensor.format || tensor.change == Change::kAddOne;

@@ -15,7 +15,7 @@
 
 namespace nibble {
 
-struct PlannedTensor : ModelTensor {
+struct ConvertedTensor : ModelTensor {
   std::vector<const SafetensorsTensor*> parts;  // one, or one an expert; none where computed
   Change change = Change::kKeep;
   int64_t heads = 1;            // of kInterleave*
@@ -23,7 +23,7 @@ struct PlannedTensor : ModelTensor {
 };
 
 struct TensorPlan {
-  std::vector<PlannedTensor> tensors;
+  std::vector<ConvertedTensor> tensors;
   std::vector<std::string> notices;
 };
 
@@ -36,8 +36,8 @@ Result<TensorPlan> PlanArchitecture(const HfConfig& config, const SafetensorsFil
 // Every tensor under its own name, its shape reversed to GGUF's order.
 Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& where);
 
-// The bytes of a planned tensor; borrowed from the mapped file where nothing changes.
-Result<Buffer> MakeTensor(const PlannedTensor& tensor);
+// The bytes of such a tensor; borrowed from the mapped file where nothing changes.
+Result<Buffer> MakeTensor(const ConvertedTensor& tensor);
 
 }  // namespace nibble
 
