@@ -35,7 +35,10 @@ const TileConfig kTileConfig;
 
 void Enter() { _tile_loadconfig(&kTileConfig); }
 
-void Leave() { _tile_release(); }
+void Leave() {
+  _tile_release();
+  _mm_sfence();  // orders the streaming stores before whatever tells others that the task is done
+}
 
 // Transposes a 16 x 16 matrix of 32-bit elements in registers.
 inline void Transpose(__m512i r[16]) {
@@ -193,7 +196,12 @@ void Store(const float* sums, const ProductOutput& output, int64_t m0, int64_t m
         __m512 sum = _mm512_castsi512_ps(rows[i]);
         if (output.bias != nullptr) sum = _mm512_add_ps(sum, bias);
         if (output.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
-        _mm512_mask_storeu_ps(out, mask, sum);
+        if (mask == 0xFFFF && !output.accumulate && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
+          // Past the caches: whole lines that were not read before, of an output larger than them.
+          _mm512_stream_ps(out, sum);
+        } else {
+          _mm512_mask_storeu_ps(out, mask, sum);
+        }
       }
     }
   }

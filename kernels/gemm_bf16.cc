@@ -1,6 +1,7 @@
 #include "kernels/gemm_bf16.h"
 
 #include "hwy/aligned_allocator.h"
+#include "hwy/cache_control.h"
 
 namespace nibble {
 namespace {
@@ -32,6 +33,17 @@ void DecodePanelRows(const WeightRows& weights, const Task& task, int64_t n, int
   }
 }
 
+// Asks for the codes of weights that will be decoded. Blocks of a column range lie a row apart,
+// which the processor's own prefetchers do not see.
+void PrefetchWeights(const WeightRows& weights, int64_t row, int64_t col, int64_t count) {
+  const int64_t tile = row / weights.tile_rows * weights.tile_rows;
+  const int64_t before = col * weights.tile_rows + (row - tile) * count;  // weights of the tile
+  const std::byte* at =
+      weights.codes + tile * weights.row_bytes + before * weights.row_bytes / weights.cols;
+  const std::byte* end = at + count * weights.row_bytes / weights.cols;
+  for (; at < end; at += 64) hwy::Prefetch(at);
+}
+
 // Multiplies a task. Panels are decoded one ahead, a few rows after each multiplication, where the
 // tile unit still has work queued that hides them.
 void MultiplyTask(const GemmBf16& gemm, const WeightRows& weights, const uint16_t* slabs,
@@ -46,6 +58,13 @@ void MultiplyTask(const GemmBf16& gemm, const WeightRows& weights, const uint16_
   const auto decode = [&](int64_t step, int64_t first, int64_t last) {
     DecodePanelRows(weights, task, step % n_panels * kPairRows, step / n_panels * kBlockCols, first,
                     last, panel_of(step));
+  };
+  const auto prefetch_weights = [&](int64_t step, int64_t first, int64_t last) {
+    if (step >= steps) return;
+    const int64_t n = step % n_panels * kPairRows, col = step / n_panels * kBlockCols;
+    for (int64_t r = first; r < last && n + r < task.n_rows; ++r) {
+      PrefetchWeights(weights, task.n0 + n + r, col, std::min(kBlockCols, weights.cols - col));
+    }
   };
   decode(0, 0, kPairRows);
 
@@ -81,12 +100,21 @@ void MultiplyTask(const GemmBf16& gemm, const WeightRows& weights, const uint16_
       gemm.multiply(panel_of(step), slab + m * RoundUp(count, kChunkCols), chunks,
                     n_count > kTileRows ? 2 : 1, m_count > kTileRows ? 2 : 1, block == 0, pair_sums,
                     prefetch);
-      if (last_block) {
-        gemm.store(pair_sums, output, task.m0 + m, m_count, task.n0 + n, n_count);
-      }
       if (step + 1 < steps) {
-        decode(step + 1, pair * kPairRows / m_pairs, (pair + 1) * kPairRows / m_pairs);
+        const int64_t first = pair * kPairRows / m_pairs, last = (pair + 1) * kPairRows / m_pairs;
+        prefetch_weights(step + 2, first, last);
+        decode(step + 1, first, last);
       }
+    }
+  }
+
+  // Finished sums go out a stretch of each row at a time: writing every panel's 32 columns when
+  // they are ready would touch each of the output's pages again and again.
+  for (int64_t m = 0; m < task.m_rows; m += kPairRows) {
+    for (int64_t n = 0; n < task.n_rows; n += kPairRows) {
+      gemm.store(sums + (n / kPairRows * m_pairs + m / kPairRows) * kSumElements, output,
+                 task.m0 + m, std::min(kPairRows, task.m_rows - m), task.n0 + n,
+                 std::min(kPairRows, task.n_rows - n));
     }
   }
 }

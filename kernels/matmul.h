@@ -28,10 +28,15 @@ struct WeightRows {
   int64_t cols = 0;
   int64_t unit = 1;
   const void* source = nullptr;  // what the functions below read
-  int64_t row_bytes = 0;
   uint32_t kind = 0;
   Decode decode = nullptr;
   DecodeBf16 decode_bf16 = nullptr;
+
+  // Where the codes lie: `tile_rows` rows together, column range after column range; row_bytes for
+  // each row.
+  const std::byte* codes = nullptr;
+  int64_t row_bytes = 0;
+  int64_t tile_rows = 1;
 };
 
 // Where a product goes: out[m, n] = (accumulate ? out[m, n] : 0) + product + bias[n].

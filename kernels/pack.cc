@@ -10,12 +10,6 @@ namespace nibble {
 namespace {
 
 void PutHalf(F16 half, int r, std::byte* at) { std::memcpy(at + 2 * r, &half.bits, 2); }
-F16 GetHalf(const std::byte* at, int r) {
-  F16 half;
-  std::memcpy(&half.bits, at + 2 * r, 2);
-  return half;
-}
-
 template <class Packed>
 void PackScales(const typename Packed::Codec::Block& b, int r, std::byte* to) {
   using Codec = typename Packed::Codec;
@@ -97,62 +91,6 @@ void PackTileOf(const std::byte* blocks, int64_t row_bytes, int64_t row_count, i
   }
 }
 
-// The 32 codes of row r in a chunk. The row's quads lie 64 bytes apart.
-template <class Packed>
-void UnpackRow(const std::byte* chunk, int r, int8_t* codes) {
-  uint32_t quads[kQuads];
-  const auto load = [r](const std::byte* plane, int bits, int q) {
-    uint32_t word;
-    std::memcpy(&word, plane + PlaceOf(bits, q).vector * 64 + 4 * r, sizeof(word));
-    return (word >> PlaceOf(bits, q).shift) & (((1u << bits) - 1) * 0x01010101u);
-  };
-  for (int q = 0; q < kQuads; ++q) {
-    quads[q] = load(chunk, Packed::kLowBits, q);
-    if constexpr (Packed::kHighBits > 0) {
-      quads[q] |= load(chunk + Packed::kLowBytes, Packed::kHighBits, q) << Packed::kLowBits;
-    }
-  }
-  std::memcpy(codes, quads, kPackCols);
-  if constexpr (Packed::kTable != nullptr) {
-    for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[codes[i]];
-  } else {
-    for (int i = 0; i < kPackCols; ++i) codes[i] = static_cast<int8_t>(codes[i] - Packed::kOffset);
-  }
-}
-
-// Scale and minimum of group g of row r, with the roundings of the codec.
-template <class Packed>
-void UnpackScale(const std::byte* block, int r, int g, float* scale, float* min) {
-  using Codec = typename Packed::Codec;
-  constexpr PackedScale kScale = Packed::kScale;
-  const auto byte = [&](int64_t at) { return static_cast<uint8_t>(block[at + r]); };
-  *min = 0;
-  if constexpr (kScale == PackedScale::kExponent) {
-    typename Codec::Block b{};
-    b.e = byte(0);
-    *scale = Codec::Scale(b, 0);
-  } else {
-    const float d = ToFloat(GetHalf(block, r));
-    const float second = Packed::kHasMin ? ToFloat(GetHalf(block + 2 * kPackRows, r)) : 0.0f;
-    constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;  // where the bytes begin
-    if constexpr (kScale == PackedScale::kHalf) {
-      *scale = d;
-    } else if constexpr (kScale == PackedScale::kHalfMin) {
-      *scale = d;
-      *min = -second;
-    } else if constexpr (kScale == PackedScale::kSuper) {
-      *scale = d * static_cast<float>(static_cast<int8_t>(byte(kBytes + g * kPackRows)));
-    } else if constexpr (kScale == PackedScale::kSuperMin) {
-      *scale = d * static_cast<float>(byte(kBytes + g * kPackRows));
-      *min = second * static_cast<float>(byte(kBytes + (Packed::kGroups + g) * kPackRows));
-    } else {
-      const uint8_t both = byte(kBytes + g * kPackRows);
-      *scale = d * static_cast<float>(both & 15);
-      *min = second * static_cast<float>(both >> 4);
-    }
-  }
-}
-
 template <class Packed>
 void DecodeRowOf(const WeightRows& weights, int64_t row, int64_t col, int64_t count, float* out) {
   const int r = static_cast<int>(row % kPackRows);
@@ -199,9 +137,11 @@ WeightRows PackedRows(Format format, const std::byte* tiles, int64_t rows, int64
   weights.rows = rows;
   weights.cols = cols;
   weights.source = tiles;
+  weights.codes = tiles;
   weights.row_bytes = PackedTileBytes(format, cols) / kPackRows;
+  weights.tile_rows = kPackRows;
   weights.kind = static_cast<uint32_t>(format);
-  weights.decode_bf16 = DecodeBf16ByFloat;
+  weights.decode_bf16 = FindDecodePackedBf16(format);
   VisitPacked(format, [&](auto packed) {
     weights.unit = decltype(packed)::kWeights;
     weights.decode = DecodeRowOf<decltype(packed)>;

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels/pack_layout.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/pack_bf16.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -48,7 +50,6 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
                       uint16_t* out, int64_t chunk_stride) {
   using Block = typename Codec::Block;
   constexpr int kGroup = Codec::kGroup;
-  constexpr int kGroupsPerChunk = kGroup < kChunk ? kChunk / kGroup : 1;
   const Block* block =
       reinterpret_cast<const Block*>(static_cast<const std::byte*>(weights.source) +
                                      row * weights.row_bytes) +
@@ -60,8 +61,29 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
     UnpackCodes(*block, codes);
     UnpackScales(*block, scales, mins);
     for (int c = 0; c < Codec::kWeights; c += kChunk) {
-      const int group = kGroup < kChunk ? c / kChunk * kGroupsPerChunk : c / kGroup;
-      ScaleChunk<kGroup, Codec::kHasMin>(codes + c, scales + group, mins + group, out);
+      ScaleChunk<kGroup, Codec::kHasMin>(codes + c, scales + c / kGroup, mins + c / kGroup, out);
+      out += chunk_stride;
+    }
+  }
+}
+
+template <class Packed>
+void DecodeTileRowBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                       uint16_t* out, int64_t chunk_stride) {
+  constexpr int kGroup = Packed::kGroup;
+  const int r = static_cast<int>(row % kPackRows);
+  const std::byte* block =
+      weights.codes + (row - r) * weights.row_bytes + col / Packed::kWeights * Packed::kBlockBytes;
+  int8_t codes[kPackCols];
+  float scales[Packed::kGroups], mins[Packed::kGroups];
+  for (int64_t i = 0; i < count; i += Packed::kWeights, block += Packed::kBlockBytes) {
+    for (int g = 0; g < Packed::kGroups; ++g) {
+      UnpackScale<Packed>(block, r, g, &scales[g], &mins[g]);
+    }
+    for (int c = 0; c < Packed::kWeights; c += kPackCols) {
+      UnpackRow<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, r,
+                        codes);
+      ScaleChunk<kGroup, Packed::kHasMin>(codes, scales + c / kGroup, mins + c / kGroup, out);
       out += chunk_stride;
     }
   }
@@ -83,6 +105,12 @@ WeightRows::DecodeBf16 FindDecodeBf16(Format format) {
   return found;
 }
 
+WeightRows::DecodeBf16 FindDecodePackedBf16(Format format) {
+  WeightRows::DecodeBf16 found = nullptr;
+  VisitPacked(format, [&](auto packed) { found = DecodeTileRowBf16<decltype(packed)>; });
+  return found;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
@@ -91,10 +119,15 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(FindDecodeBf16);
+HWY_EXPORT(FindDecodePackedBf16);
 HWY_EXPORT(RoundChunks);
 
 WeightRows::DecodeBf16 FindDecodeBf16(Format format) {
   return NIBBLE_DISPATCH(FindDecodeBf16)(format);
+}
+
+WeightRows::DecodeBf16 FindDecodePackedBf16(Format format) {
+  return NIBBLE_DISPATCH(FindDecodePackedBf16)(format);
 }
 
 void DecodeBf16ByFloat(const WeightRows& weights, int64_t row, int64_t col, int64_t count,

@@ -11,6 +11,9 @@ namespace nibble {
 // no such blocks: scalars decode by DecodeBf16ByFloat.
 WeightRows::DecodeBf16 FindDecodeBf16(Format format);
 
+// The same for packed tiles (kernels/pack_layout.h).
+WeightRows::DecodeBf16 FindDecodePackedBf16(Format format);
+
 // For any weights: through weights.decode.
 void DecodeBf16ByFloat(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                        uint16_t* out, int64_t chunk_stride);

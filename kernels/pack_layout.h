@@ -18,7 +18,9 @@
 #ifndef NIBBLE_KERNELS_PACK_LAYOUT_H_
 #define NIBBLE_KERNELS_PACK_LAYOUT_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/codec.h"
@@ -122,6 +124,69 @@ struct PackedMXFP4 : PackedFormat<CodecMXFP4, 4, 0, 128, PackedScale::kExponent>
   static constexpr const int8_t* kTable = kFp4Doubled;
 };
 
+// Half r of an unaligned array.
+inline F16 GetHalf(const std::byte* at, int r) {
+  F16 half;
+  std::memcpy(&half.bits, at + 2 * r, 2);
+  return half;
+}
+
+// The 32 codes of row r in a chunk. The row's quads lie 64 bytes apart.
+template <class Packed>
+inline void UnpackRow(const std::byte* chunk, int r, int8_t* codes) {
+  uint32_t quads[kQuads];
+  const auto load = [r](const std::byte* plane, int bits, int q) {
+    uint32_t word;
+    std::memcpy(&word, plane + PlaceOf(bits, q).vector * 64 + 4 * r, sizeof(word));
+    return (word >> PlaceOf(bits, q).shift) & (((1u << bits) - 1) * 0x01010101u);
+  };
+  for (int q = 0; q < kQuads; ++q) {
+    quads[q] = load(chunk, Packed::kLowBits, q);
+    if constexpr (Packed::kHighBits > 0) {
+      quads[q] |= load(chunk + Packed::kLowBytes, Packed::kHighBits, q) << Packed::kLowBits;
+    }
+  }
+  std::memcpy(codes, quads, kPackCols);
+  if constexpr (Packed::kTable != nullptr) {
+    for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[codes[i]];
+  } else {
+    for (int i = 0; i < kPackCols; ++i) codes[i] = static_cast<int8_t>(codes[i] - Packed::kOffset);
+  }
+}
+
+// Scale and minimum of group g of row r, with the roundings of the codec.
+template <class Packed>
+inline void UnpackScale(const std::byte* block, int r, int g, float* scale, float* min) {
+  using Codec = typename Packed::Codec;
+  constexpr PackedScale kScale = Packed::kScale;
+  const auto byte = [&](int64_t at) { return static_cast<uint8_t>(block[at + r]); };
+  *min = 0;
+  if constexpr (kScale == PackedScale::kExponent) {
+    typename Codec::Block b{};
+    b.e = byte(0);
+    *scale = Codec::Scale(b, 0);
+  } else {
+    const float d = ToFloat(GetHalf(block, r));
+    const float second = Packed::kHasMin ? ToFloat(GetHalf(block + 2 * kPackRows, r)) : 0.0f;
+    constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;  // where the bytes begin
+    if constexpr (kScale == PackedScale::kHalf) {
+      *scale = d;
+    } else if constexpr (kScale == PackedScale::kHalfMin) {
+      *scale = d;
+      *min = -second;
+    } else if constexpr (kScale == PackedScale::kSuper) {
+      *scale = d * static_cast<float>(static_cast<int8_t>(byte(kBytes + g * kPackRows)));
+    } else if constexpr (kScale == PackedScale::kSuperMin) {
+      *scale = d * static_cast<float>(byte(kBytes + g * kPackRows));
+      *min = second * static_cast<float>(byte(kBytes + (Packed::kGroups + g) * kPackRows));
+    } else {
+      const uint8_t both = byte(kBytes + g * kPackRows);
+      *scale = d * static_cast<float>(both & 15);
+      *min = second * static_cast<float>(both >> 4);
+    }
+  }
+}
+
 // Calls visitor(PackedX{}) for a format that has a packed form; returns false for any other.
 template <class Visitor>
 bool VisitPacked(Format format, const Visitor& visitor) {
@@ -131,12 +196,12 @@ bool VisitPacked(Format format, const Visitor& visitor) {
     visitor(Packed##Enum{}); \
     return true;
     NIBBLE_VISIT(Q4_0)
-    NIBBLE_VISIT(Q4_1) NIBBLE_VISIT(Q5_0) NIBBLE_VISIT(Q5_1) NIBBLE_VISIT(Q8_0) NIBBLE_VISIT(Q2_K)
-        NIBBLE_VISIT(Q3_K) NIBBLE_VISIT(Q4_K) NIBBLE_VISIT(Q5_K) NIBBLE_VISIT(Q6_K)
-            NIBBLE_VISIT(TQ1_0) NIBBLE_VISIT(TQ2_0) NIBBLE_VISIT(IQ4_NL) NIBBLE_VISIT(IQ4_XS)
-                NIBBLE_VISIT(MXFP4)
+    NIBBLE_VISIT(Q4_1)
+    NIBBLE_VISIT(Q5_0) NIBBLE_VISIT(Q5_1) NIBBLE_VISIT(Q8_0) NIBBLE_VISIT(Q2_K) NIBBLE_VISIT(Q3_K)
+        NIBBLE_VISIT(Q4_K) NIBBLE_VISIT(Q5_K) NIBBLE_VISIT(Q6_K) NIBBLE_VISIT(TQ1_0)
+            NIBBLE_VISIT(TQ2_0) NIBBLE_VISIT(IQ4_NL) NIBBLE_VISIT(IQ4_XS) NIBBLE_VISIT(MXFP4)
 #undef NIBBLE_VISIT
-                    default : return false;
+                default : return false;
   }
 }
 

@@ -237,6 +237,70 @@ TEST_P(EveryProduct, ThreadsDoNotChangeTheBits) {
 
 INSTANTIATE_TEST_SUITE_P(Matmul, EveryProduct, testing::ValuesIn(AllCases()), CaseName);
 
+class EveryScheme : public testing::TestWithParam<std::string> {};
+
+TEST_P(EveryScheme, AgreesWithTheOracle) {
+  const auto scheme = ParseScheme(GetParam());
+  ASSERT_TRUE(scheme.ok()) << scheme.status().message();
+  const int64_t cols = 1100, n_rows = 37, m_most = 19;
+  const std::vector<float> dense = RandomValues(n_rows * cols, 6);
+  const auto weights = Quantize(ViewOf(dense.data(), n_rows, cols), *scheme);
+  ASSERT_TRUE(weights.ok()) << weights.status().message();
+  const std::vector<float> a = RandomValues(m_most * cols, 7);
+  const Oracle oracle = Multiply(a, Decoded(*weights), m_most, n_rows, cols);
+  for (const Precision precision : {Precision::kInt8, Precision::kBf16, Precision::kF32}) {
+    for (const int64_t m_rows : {int64_t{1}, int64_t{5}, m_most}) {
+      std::vector<float> out(static_cast<size_t>(m_rows * n_rows), NAN);
+      MatmulOptions options;
+      options.precision = precision;
+      const Status status = Matmul(ViewOf(a.data(), m_rows, cols), *weights,
+                                   ViewOf(out.data(), m_rows, n_rows), options);
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_LE(LargestRelativeError(oracle, out), PromisedRelativeError(precision, cols));
+      if (m_rows == m_most) {
+        EXPECT_LE(NormalisedError(oracle, out), PromisedError(precision));
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Matmul, EveryScheme,
+                         testing::Values("int4 sym g64 f16", "int3 asym g32 f32",
+                                         "int2 asym g128 f16", "int8 sym channel f32",
+                                         "int8 sym tensor f32", "nf4 g64 double", "fp4 g64 f32",
+                                         "f8_e4m3 channel f32", "f8_e5m2 tensor f32"));
+
+// Columns in any order of their groups, and an index that points beyond them.
+TEST(Matmul, TakesGroupIndices) {
+  const int64_t cols = 96, n_rows = 5;
+  Scheme scheme;
+  scheme.has_group_index = true;
+  scheme.group_size = 32;
+  auto weights = QuantizedTensor::Allocate(scheme, n_rows, cols);
+  ASSERT_TRUE(weights.ok()) << weights.status().message();
+  std::mt19937 random(1);
+  for (std::byte& b : weights->plane(Plane::kCodes).mutable_bytes()) {
+    b = static_cast<std::byte>(random() & 0x77);
+  }
+  auto* scales = reinterpret_cast<float*>(weights->plane(Plane::kScales).data());
+  for (int64_t i = 0; i < n_rows * 3; ++i) scales[i] = static_cast<float>(i + 1) / 16;
+  auto* index = reinterpret_cast<int32_t*>(weights->plane(Plane::kGroupIndex).data());
+  for (int64_t c = 0; c < cols; ++c) index[c] = static_cast<int32_t>(random() % 3);
+  const std::vector<float> a = RandomValues(cols, 7);
+  const Oracle oracle = Multiply(a, Decoded(*weights), 1, n_rows, cols);
+  std::vector<float> out(n_rows, NAN);
+  MatmulOptions options;
+  options.precision = Precision::kF32;
+  ASSERT_TRUE(
+      Matmul(ViewOf(a.data(), 1, cols), *weights, ViewOf(out.data(), 1, n_rows), options).ok());
+  EXPECT_LE(LargestRelativeError(oracle, out), PromisedRelativeError(Precision::kF32, cols));
+  for (const int32_t beyond : {-1, 3}) {
+    index[40] = beyond;
+    EXPECT_EQ(Matmul(ViewOf(a.data(), 1, cols), *weights, ViewOf(out.data(), 1, n_rows)).code(),
+              StatusCode::kInvalidArgument);
+  }
+}
+
 // A precision, and whether the weights are packed.
 class EveryPrecision : public testing::TestWithParam<std::tuple<Precision, bool>> {};
 

@@ -12,6 +12,8 @@
 #include "kernels/pack.h"
 #include "kernels/pack_bf16.h"
 #include "kernels/pack_layout.h"
+#include "kernels/pack_planar.h"
+#include "lib/quantize/planar.h"
 
 namespace nibble {
 namespace {
@@ -79,6 +81,7 @@ WeightRows BlockRows(Format format, const std::byte* blocks, int64_t rows, int64
   weights.cols = cols;
   weights.unit = info.block_weights;
   weights.source = blocks;
+  weights.codes = blocks;
   weights.row_bytes = cols / info.block_weights * info.block_bytes;
   weights.kind = static_cast<uint32_t>(format);
   weights.decode = DecodeBlockRow;
@@ -89,12 +92,17 @@ WeightRows BlockRows(Format format, const std::byte* blocks, int64_t rows, int64
   return weights;
 }
 
-Result<WeightRows> RowsOf(const QuantizedTensor& tensor) {
+Status CheckWeights(const QuantizedTensor& tensor) {
   if (tensor.rows() <= 0 || tensor.cols() <= 0) return InvalidArgument("matmul: empty weights");
   if (tensor.device() != Device::kCpu) {
     return Unsupported("matmul: the weights are not in host memory");
   }
-  if (!tensor.is_block_format()) return Unsupported("matmul: planar schemes");
+  return OkStatus();
+}
+
+Result<WeightRows> RowsOf(const QuantizedTensor& tensor) {
+  NIBBLE_RETURN_IF_ERROR(CheckWeights(tensor));
+  if (!tensor.is_block_format()) return Unsupported("packed weights of a planar scheme");
   const FormatInfo& info = GetFormatInfo(tensor.format());
   if (!info.can_decode()) return Unsupported(std::string("matmul: weights of type ") + info.name);
   return BlockRows(tensor.format(), tensor.plane(Plane::kCodes).data(), tensor.rows(),
@@ -149,8 +157,21 @@ Result<int64_t> PackedBytes(const std::string& target, Format format, int64_t ro
 
 Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
               const MatmulOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
+  NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, weights.rows(), weights.cols(), out, options));
+  if (!weights.is_block_format()) {
+    const PlanarPlanes planes = PlanesOf(weights);
+    for (int64_t c = 0; planes.group_index != nullptr && c < planes.cols; ++c) {
+      if (const int64_t group = planes.Group(c); group < 0 || group >= planes.groups) {
+        return InvalidArgument("matmul: group index " + std::to_string(group) + " of column " +
+                               std::to_string(c) + " is not one of the " +
+                               std::to_string(planes.groups) + " groups");
+      }
+    }
+    const PlanarRows rows(planes);
+    return MatmulDecoded(activations, rows.rows(), out, options);
+  }
   NIBBLE_ASSIGN_OR_RETURN(const WeightRows rows, RowsOf(weights));
-  NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, rows.rows, rows.cols, out, options));
   return MatmulDecoded(activations, rows, out, options);
 }
 
