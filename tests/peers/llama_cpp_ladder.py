@@ -32,7 +32,7 @@ def types_of(path):
 def types_of_llama_cpp(source, target, file_type):
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type
-    params.nthread = 2
+    params.nthread = 1
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
         return None
     types = types_of(target)
@@ -40,8 +40,20 @@ def types_of_llama_cpp(source, target, file_type):
     return types
 
 
+def without_repacking():
+    """Model parameters that keep weights as they are in the file: llama.cpp's layouts for AMX crash
+    on some processors, with its own Q8_0 files too."""
+    params = default_params()
+    params.use_extra_bufts = False
+    return params
+
+
+default_params = llama_cpp.llama_model_default_params
+llama_cpp.llama_cpp.llama_model_default_params = without_repacking  # as Llama sees it
+
+
 def generate(path, prompt):
-    model = llama_cpp.Llama(path, n_ctx=128, verbose=False, n_threads=2)
+    model = llama_cpp.Llama(path, n_ctx=128, verbose=False, n_threads=1)
     return model(prompt, max_tokens=16, temperature=0.0)["choices"][0]["text"]
 
 
