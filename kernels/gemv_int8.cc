@@ -23,8 +23,17 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// How far ahead weights are asked for: the processor's own prefetchers stop at the end of a page.
-constexpr int kPrefetchBytes = 4096;
+// The order in which the blocks of a tile are taken: its four quarters in turn. Memory delivers
+// four streams half as fast again as one, whose prefetchers start anew on every page.
+struct BlockOrder {
+  int64_t blocks;
+  int64_t quarter = blocks / 4;
+
+  int64_t At(int64_t i) const { return i < 4 * quarter ? i % 4 * quarter + i / 4 : i; }
+};
+
+// How far ahead, in its stream, weights are asked for.
+constexpr int kPrefetchBytes = 1024;
 
 // Sixteen rows in one vector, or in several passes of fewer lanes.
 using DF = hn::CappedTag<float, kPackRows>;
@@ -153,19 +162,26 @@ HWY_INLINE void MultiplyTile(const std::byte* tile, const Int8Activations& a, in
   const int32_t* starts = a.starts + m0 * groups16;
   const float* group_sums = a.sums + m0 * groups16;
 
+  const BlockOrder order = {a.cols / Packed::kWeights};
+
   for (size_t row = 0; row < kPackRows; row += hn::Lanes(df)) {
-    const uint8_t* block = reinterpret_cast<const uint8_t*>(tile);
     VF sum0 = hn::Zero(df), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-    for (int64_t col = 0; col < a.cols; col += Packed::kWeights, block += Packed::kBlockBytes) {
+    for (int64_t i = 0; i < order.blocks; ++i) {
+      const int64_t at = order.At(i), col = at * Packed::kWeights;
+      const uint8_t* block = reinterpret_cast<const uint8_t*>(tile) + at * Packed::kBlockBytes;
+      if (row == 0) {
+        // Beyond the tile: the next one.
+        constexpr int kAhead =
+            4 * ((kPrefetchBytes + Packed::kBlockBytes - 1) / Packed::kBlockBytes);
+        int64_t next = i + kAhead;
+        next = next < order.blocks ? order.At(next) : order.blocks + order.At(next % order.blocks);
+        const std::byte* ahead = tile + next * Packed::kBlockBytes;
+        for (int line = 0; line < Packed::kBlockBytes; line += 64) hwy::Prefetch(ahead + line);
+      }
       for (int c = 0; c < Packed::kWeights; c += kPackCols) {
         const uint8_t* chunk =
             block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
         const int64_t k = col + c;
-        if (row == 0) {
-          for (int line = 0; line < Packed::kChunkBytes; line += 64) {
-            hwy::Prefetch(chunk + kPrefetchBytes + line);
-          }
-        }
 
         // Integer sums of a half or a whole chunk.
         const auto half = [&](auto first, VI& i0, VI& i1, VI& i2, VI& i3) HWY_ATTR {
