@@ -1,8 +1,7 @@
 // EncodeSearch on the best instruction set of the machine.
 #include "kernels/encode.h"
 
-// Searches are float arithmetic: later AVX-512 targets would add nothing but copies of it.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_AVX3_ZEN4 | HWY_AVX3_SPR)
+#include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/encode_k.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep

@@ -3,6 +3,7 @@
 #include "kernels/encode.h"
 #include "kernels/encode_oracle.h"
 
+#include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/encode_simple.cc"
 #include "hwy/foreach_target.h"

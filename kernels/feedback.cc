@@ -1,7 +1,6 @@
 #include "kernels/feedback.h"
 
-// As in encode_k.cc: later AVX-512 targets would be copies.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL | HWY_AVX3_ZEN4 | HWY_AVX3_SPR)
+#include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/feedback.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep

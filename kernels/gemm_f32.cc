@@ -1,5 +1,6 @@
 #include "kernels/gemm_f32.h"
 
+#include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemm_f32.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/planar.cc"
 #include "hwy/foreach_target.h"
