@@ -33,6 +33,8 @@ void AddDequantize(CLI::App& app, Action& action);
 void AddInspect(CLI::App& app, Action& action);
 void AddCompare(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
+void AddGenerate(CLI::App& app, Action& action);
+void AddPerplexity(CLI::App& app, Action& action);
 
 // Prints the reason on stderr. A contradiction in what was asked is misuse, all else a failure.
 int Fail(const Status& status);

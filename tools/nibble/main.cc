@@ -22,7 +22,8 @@ int Run(int argc, char** argv) {
   }
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a limit is an error like others
 
-  CLI::App app("Quantizes neural-network weights.", "nibble");
+  CLI::App app("Quantizes neural-network weights, runs the result and tells what it cost.",
+               "nibble");
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
   app.require_subcommand(1);
   app.footer("'nibble COMMAND --help' tells more. Exit status: 0 success, 1 failure, 2 misuse.");
@@ -33,6 +34,8 @@ int Run(int argc, char** argv) {
   AddInspect(app, action);
   AddCompare(app, action);
   AddVerify(app, action);
+  AddGenerate(app, action);
+  AddPerplexity(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -28,18 +28,6 @@ std::string Clock(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
-double Fraction(const ModelProgress& progress) {
-  if (progress.weights_total == 0) return 1;
-  return static_cast<double>(progress.weights_done) / static_cast<double>(progress.weights_total);
-}
-
-// "12.3 Mweights/s, 0:41 left"
-std::string RateAndTimeLeft(const ModelProgress& progress, double rate) {
-  if (rate <= 0) return "";
-  const double left = static_cast<double>(progress.weights_total - progress.weights_done) / rate;
-  return fmt::format("{:.1f} Mweights/s, {} left", rate / 1e6, Clock(left));
-}
-
 }  // namespace
 
 std::string Size(uint64_t bytes) {
@@ -86,39 +74,50 @@ std::string Table::Text() const {
 }
 
 ProgressDisplay::ProgressDisplay(bool quiet)
-    : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), last_(start_) {}
+    : quiet_(quiet),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      start_(SteadyClock::now()),
+      last_(start_) {}
 
 double ProgressDisplay::Seconds() const {
-  return std::chrono::duration<double>(Clock::now() - start_).count();
+  return std::chrono::duration<double>(SteadyClock::now() - start_).count();
 }
 
 void ProgressDisplay::Update(const ModelProgress& progress) {
-  if (quiet_) return;
   const double rate = static_cast<double>(progress.weights_done) / std::max(Seconds(), 1e-9);
-  const Clock::time_point now = Clock::now();
+  const double fraction = progress.weights_total == 0
+                              ? 1
+                              : static_cast<double>(progress.weights_done) /
+                                    static_cast<double>(progress.weights_total);
+  Update(fraction, fmt::format("{:.1f} Mweights/s", rate / 1e6),
+         fmt::format("{} ({} of {})", progress.tensor, progress.index + 1, progress.count));
+}
+
+void ProgressDisplay::Update(double fraction, const std::string& rate, const std::string& detail) {
+  if (quiet_) return;
+  const double left = fraction > 0 ? Seconds() * (1 - fraction) / fraction : 0;
+  const std::string text = fmt::format("{}, {} left  {}", rate, Clock(left), detail);
+  const TimePoint now = SteadyClock::now();
   if (terminal_) {
     if (now - last_ < kRedraw) return;
     last_ = now;
-    DrawBar(progress, rate);
+    DrawBar(fraction, text);
     return;
   }
-  const int tenths = static_cast<int>(Fraction(progress) * 10);
+  const int tenths = static_cast<int>(fraction * 10);
   if (tenths == tenths_ || now - last_ < kLineInterval) return;
   tenths_ = tenths;
   last_ = now;
-  fmt::print(stderr, "{}%, {} of {} tensors, {}\n", tenths * 10, progress.index + 1, progress.count,
-             RateAndTimeLeft(progress, rate));
+  fmt::print(stderr, "{}%, {}\n", tenths * 10, text);
 }
 
-void ProgressDisplay::DrawBar(const ModelProgress& progress, double rate) {
-  const double fraction = Fraction(progress);
-  std::string text = fmt::format(" {:3.0f}%  {}  {}", 100 * fraction,
-                                 RateAndTimeLeft(progress, rate), progress.tensor);
+void ProgressDisplay::DrawBar(double fraction, const std::string& text) {
   const int columns = TerminalColumns() - 1;
   const int bar = std::clamp(columns / 4, 0, 30);
   const int filled = static_cast<int>(fraction * bar);
   std::string line =
-      fmt::format("[{:.<{}}]{}", std::string(static_cast<size_t>(filled), '#'), bar, text);
+      fmt::format("[{:.<{}}] {:3.0f}%  {}", std::string(static_cast<size_t>(filled), '#'), bar,
+                  100 * fraction, text);
   if (line.size() > static_cast<size_t>(columns)) line.resize(static_cast<size_t>(columns));
   fmt::print(stderr, "\r\033[K{}", line);
   std::fflush(stderr);

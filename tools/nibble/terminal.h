@@ -40,20 +40,23 @@ class ProgressDisplay {
   ~ProgressDisplay() { Clear(); }
 
   void Update(const ModelProgress& progress);
+  // `rate`: how fast, in words; `detail`: what is being worked on, cut off where the line is full.
+  void Update(double fraction, const std::string& rate, const std::string& detail);
   void Clear();  // takes the bar away
   double Seconds() const;
 
  private:
-  using Clock = std::chrono::steady_clock;
+  using SteadyClock = std::chrono::steady_clock;
+  using TimePoint = SteadyClock::time_point;
 
-  void DrawBar(const ModelProgress& progress, double rate);
+  void DrawBar(double fraction, const std::string& text);
 
   bool quiet_;
   bool terminal_;
   bool drawn_ = false;
   int tenths_ = 0;
-  Clock::time_point start_;
-  Clock::time_point last_;
+  TimePoint start_;
+  TimePoint last_;
 };
 
 }  // namespace nibble::tools

@@ -1,0 +1,24 @@
+// Options of the commands that run a model.
+#ifndef NIBBLE_TOOLS_RUN_OPTIONS_H_
+#define NIBBLE_TOOLS_RUN_OPTIONS_H_
+
+#include <string>
+
+#include "nibble/model.h"
+#include "tools/nibble/command.h"
+
+namespace nibble::tools {
+
+struct RunOptions {
+  Precision precision = Precision::kInt8;
+  KvCacheOptions cache;
+};
+
+void AddRunOptions(CLI::App& command, RunOptions& options);
+
+// The whole of a text file.
+Result<std::string> ReadTextFile(const std::string& path);
+
+}  // namespace nibble::tools
+
+#endif  // NIBBLE_TOOLS_RUN_OPTIONS_H_
