@@ -6,6 +6,8 @@ option(NIBBLE_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
 option(NIBBLE_INSTALL "Make the install rules" ${PROJECT_IS_TOP_LEVEL})
 option(NIBBLE_BUILD_FUZZERS "Build the libFuzzer executables (clang only)" OFF)
 option(NIBBLE_WERROR "Treat warnings as errors" OFF)
+set(NIBBLE_CUDA OFF CACHE STRING "Build nibble::cuda: ON, OFF, or AUTO where a CUDA compiler is found")
+set_property(CACHE NIBBLE_CUDA PROPERTY STRINGS ON OFF AUTO)
 set(NIBBLE_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined or thread")
 
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

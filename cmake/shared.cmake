@@ -1,5 +1,5 @@
 # What a shared build of the libraries needs beyond BUILD_SHARED_LIBS.
-foreach(library nibble nibble_model)
+foreach(library nibble nibble_model nibble_cuda)
   if(TARGET ${library})
     # Objects are the same in static and shared libraries: nothing asks which it goes into.
     set_target_properties(${library} PROPERTIES POSITION_INDEPENDENT_CODE ON DEFINE_SYMBOL "")

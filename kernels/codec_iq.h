@@ -10,10 +10,10 @@
 namespace nibble {
 
 // What the coordinates of a point stand for. No point of iq1 or iq2 has a coordinate 3.
-inline constexpr int8_t kIq1Values[4] = {-8, 0, 8, 0};
-inline constexpr int8_t kIq2Values[4] = {8, 25, 43, 0};
-inline constexpr int8_t kIq3XxsValues[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-inline constexpr int8_t kIq3SValues[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+NIBBLE_TABLE int8_t kIq1Values[4] = {-8, 0, 8, 0};
+NIBBLE_TABLE int8_t kIq2Values[4] = {8, 25, 43, 0};
+NIBBLE_TABLE int8_t kIq3XxsValues[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+NIBBLE_TABLE int8_t kIq3SValues[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 // Coordinate j of a point.
 constexpr NIBBLE_HD int Coordinate8(uint16_t point, int j) { return (point >> (2 * j)) & 3; }

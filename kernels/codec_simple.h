@@ -70,7 +70,7 @@ struct CodecQ8_1 {
 };
 
 // The non-linear 4-bit codebook that iq4_nl and iq4_xs share.
-inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+NIBBLE_TABLE int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                           1,    13,   25,  38,  53,  69,  89,  113};
 
 struct CodecIQ4_NL {
@@ -84,7 +84,7 @@ struct CodecIQ4_NL {
 };
 
 // OCP fp4 (e2m1) times two, so that 0.5 becomes an integer; the scale is halved to match.
-inline constexpr int8_t kFp4Doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+NIBBLE_TABLE int8_t kFp4Doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 struct CodecMXFP4 {
   using Block = BlockMXFP4;

@@ -4,12 +4,12 @@
 #ifndef NIBBLE_KERNELS_IQ_GRIDS_H_
 #define NIBBLE_KERNELS_IQ_GRIDS_H_
 
-#include <cstdint>
+#include "nibble/dtype.h"
 
 namespace nibble {
 
 // 8 coordinates of 2 bits.
-inline constexpr uint16_t kGridIQ2_XXS[256] = {
+NIBBLE_TABLE uint16_t kGridIQ2_XXS[256] = {
     0,     2,     5,     8,     10,    17,    20,    32,    34,    40,    42,    65,    68,
     80,    88,    97,    100,   128,   130,   138,   162,   257,   260,   272,   277,   320,
     388,   408,   512,   514,   546,   642,   1025,  1028,  1040,  1057,  1060,  1088,  1090,
@@ -33,7 +33,7 @@ inline constexpr uint16_t kGridIQ2_XXS[256] = {
 };
 
 // 8 coordinates of 2 bits.
-inline constexpr uint16_t kGridIQ2_XS[512] = {
+NIBBLE_TABLE uint16_t kGridIQ2_XS[512] = {
     0,     2,     5,     8,     10,    17,    20,    22,    25,    32,    34,    37,    40,
     65,    68,    70,    73,    80,    82,    85,    88,    97,    100,   128,   130,   133,
     136,   145,   148,   153,   160,   257,   260,   262,   265,   272,   274,   277,   280,
@@ -77,7 +77,7 @@ inline constexpr uint16_t kGridIQ2_XS[512] = {
 };
 
 // 8 coordinates of 2 bits.
-inline constexpr uint16_t kGridIQ2_S[1024] = {
+NIBBLE_TABLE uint16_t kGridIQ2_S[1024] = {
     0,     2,     5,     8,     10,    17,    20,    22,    25,    32,    34,    37,    40,
     65,    68,    70,    73,    80,    82,    85,    88,    97,    100,   102,   105,   128,
     130,   133,   136,   145,   148,   160,   165,   170,   257,   260,   262,   265,   272,
@@ -160,7 +160,7 @@ inline constexpr uint16_t kGridIQ2_S[1024] = {
 };
 
 // 4 coordinates of 4 bits.
-inline constexpr uint16_t kGridIQ3_XXS[256] = {
+NIBBLE_TABLE uint16_t kGridIQ3_XXS[256] = {
     0,     2,     4,     17,    19,    23,    32,    34,    49,    66,    115,   117,   257,
     259,   272,   274,   289,   293,   304,   306,   321,   340,   368,   512,   514,   516,
     529,   544,   546,   561,   563,   567,   593,   599,   629,   769,   775,   784,   786,
@@ -184,7 +184,7 @@ inline constexpr uint16_t kGridIQ3_XXS[256] = {
 };
 
 // 4 coordinates of 4 bits.
-inline constexpr uint16_t kGridIQ3_S[512] = {
+NIBBLE_TABLE uint16_t kGridIQ3_S[512] = {
     0,     1,     2,     5,     7,     16,    17,    18,    20,    22,    32,    33,    37,
     51,    64,    66,    69,    71,    81,    83,    96,    98,    113,   116,   119,   256,
     257,   258,   260,   272,   273,   277,   288,   291,   295,   305,   309,   324,   353,
@@ -228,7 +228,7 @@ inline constexpr uint16_t kGridIQ3_S[512] = {
 };
 
 // 8 coordinates of 2 bits, shared by iq1_s and iq1_m.
-inline constexpr uint16_t kGridIQ1[2048] = {
+NIBBLE_TABLE uint16_t kGridIQ1[2048] = {
     0,     2,     5,     8,     10,    17,    21,    32,    34,    40,    42,    69,    81,
     84,    86,    101,   128,   130,   136,   138,   149,   160,   162,   168,   170,   260,
     261,   273,   276,   278,   281,   282,   293,   321,   326,   329,   338,   341,   346,

@@ -12,6 +12,13 @@
 #define NIBBLE_HD
 #endif
 
+// Begins the definition of a constant table that both index at run time.
+#if defined(__CUDA_ARCH__)
+#define NIBBLE_TABLE static constexpr __device__
+#else
+#define NIBBLE_TABLE inline constexpr
+#endif
+
 namespace nibble {
 
 enum class DType : uint8_t {

@@ -17,6 +17,9 @@ struct ParallelFor {
   void (*run)(void* context, int64_t count, Task task, void* argument) = nullptr;
   void* context = nullptr;
   int workers = 1;
+  // For operands in device memory: the stream (a cudaStream_t) that the work is queued on; the call
+  // returns before it is done. Unused on the CPU.
+  void* stream = nullptr;
 
   template <class Function>  // void(int64_t index, int worker)
   void operator()(int64_t count, const Function& function) const {

@@ -66,8 +66,10 @@ class Buffer {
   static Result<Buffer> Allocate(size_t bytes);
   // Other memory: `release(data, bytes)` runs when the last copy goes.
   static Buffer Adopt(std::byte* data, size_t bytes, Device device, void (*release)(std::byte*, size_t));
+  // Other memory that lives as long as `owner` does.
+  static Buffer Share(std::shared_ptr<void> owner, std::byte* data, size_t bytes, Device device);
   // Memory that the caller keeps alive for as long as the Buffer is used. Not to be written.
-  static Buffer Borrow(std::span<const std::byte> bytes);
+  static Buffer Borrow(std::span<const std::byte> bytes, Device device = Device::kCpu);
 
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }

@@ -14,6 +14,7 @@
 #include "kernels/pack_layout.h"
 #include "kernels/pack_planar.h"
 #include "lib/quantize/planar.h"
+#include "nibble/backend.h"
 
 namespace nibble {
 namespace {
@@ -157,6 +158,10 @@ Result<int64_t> PackedBytes(const std::string& target, Format format, int64_t ro
 
 Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
               const MatmulOptions& options) {
+  if (out.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(out.device));
+    return backend->matmul(activations, weights, out, options);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
   NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, weights.rows(), weights.cols(), out, options));
   if (!weights.is_block_format()) {

@@ -5,26 +5,42 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <utility>
 
 namespace nibble {
 
 const char* DTypeName(DType t) {
   switch (t) {
-    case DType::kF64: return "f64";
-    case DType::kF32: return "f32";
-    case DType::kF16: return "f16";
-    case DType::kBF16: return "bf16";
-    case DType::kF8E4M3: return "f8_e4m3";
-    case DType::kF8E5M2: return "f8_e5m2";
-    case DType::kI64: return "i64";
-    case DType::kI32: return "i32";
-    case DType::kI16: return "i16";
-    case DType::kI8: return "i8";
-    case DType::kU64: return "u64";
-    case DType::kU32: return "u32";
-    case DType::kU16: return "u16";
-    case DType::kU8: return "u8";
-    case DType::kBool: return "bool";
+    case DType::kF64:
+      return "f64";
+    case DType::kF32:
+      return "f32";
+    case DType::kF16:
+      return "f16";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF8E4M3:
+      return "f8_e4m3";
+    case DType::kF8E5M2:
+      return "f8_e5m2";
+    case DType::kI64:
+      return "i64";
+    case DType::kI32:
+      return "i32";
+    case DType::kI16:
+      return "i16";
+    case DType::kI8:
+      return "i8";
+    case DType::kU64:
+      return "u64";
+    case DType::kU32:
+      return "u32";
+    case DType::kU16:
+      return "u16";
+    case DType::kU8:
+      return "u8";
+    case DType::kBool:
+      return "bool";
   }
   return "unknown";
 }
@@ -73,20 +89,29 @@ Result<Buffer> Buffer::Allocate(size_t bytes) {
 
 Buffer Buffer::Adopt(std::byte* data, size_t bytes, Device device,
                      void (*release)(std::byte*, size_t)) {
+  return Share(std::shared_ptr<void>(data,
+                                     [bytes, release](void* p) {
+                                       if (release != nullptr) {
+                                         release(static_cast<std::byte*>(p), bytes);
+                                       }
+                                     }),
+               data, bytes, device);
+}
+
+Buffer Buffer::Share(std::shared_ptr<void> owner, std::byte* data, size_t bytes, Device device) {
   Buffer buffer;
-  buffer.owner_ = std::shared_ptr<void>(data, [bytes, release](void* p) {
-    if (release != nullptr) release(static_cast<std::byte*>(p), bytes);
-  });
+  buffer.owner_ = std::move(owner);
   buffer.data_ = data;
   buffer.size_ = bytes;
   buffer.device_ = device;
   return buffer;
 }
 
-Buffer Buffer::Borrow(std::span<const std::byte> bytes) {
+Buffer Buffer::Borrow(std::span<const std::byte> bytes, Device device) {
   Buffer buffer;
   buffer.data_ = const_cast<std::byte*>(bytes.data());
   buffer.size_ = bytes.size();
+  buffer.device_ = device;
   return buffer;
 }
 

@@ -11,6 +11,7 @@
 #include "lib/quantize/checks.h"
 #include "lib/quantize/planar_scales.h"
 #include "lib/quantize/planar_spans.h"
+#include "nibble/backend.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -349,6 +350,10 @@ class PlanarQuantizer {
 
 Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
                                  const QuantizeOptions& options, std::span<const float> table) {
+  if (weights.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device));
+    return backend->quantize_planar(weights, scheme, options, table);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
   NIBBLE_RETURN_IF_ERROR(CheckScheme(scheme));
   NIBBLE_RETURN_IF_ERROR(CheckTable(scheme, table));

@@ -9,88 +9,6 @@
 namespace nibble {
 namespace {
 
-float RoundTo(DType dtype, float x) {
-  switch (dtype) {
-    case DType::kF16:
-      return ToFloat(ToF16(x));
-    case DType::kBF16:
-      return ToFloat(ToBF16(x));
-    default:
-      return x;
-  }
-}
-
-// The next value of `dtype` above x >= 0, one that it holds.
-float NextAbove(DType dtype, float x) {
-  switch (dtype) {
-    case DType::kF16:
-      return ToFloat(F16{static_cast<uint16_t>(ToF16(x).bits + 1)});
-    case DType::kBF16:
-      return ToFloat(BF16{static_cast<uint16_t>(ToBF16(x).bits + 1)});
-    default:
-      return std::bit_cast<float>(std::bit_cast<uint32_t>(x) + 1);
-  }
-}
-
-// `ideal` as the type holds it. Where that is so coarse (subnormals) that `span`, the width to be
-// covered, would lie beyond `reach` steps, the next one above.
-float RoundScale(DType dtype, double ideal, double span, double reach) {
-  const float scale = RoundTo(dtype, static_cast<float>(ideal));
-  return static_cast<double>(scale) * reach < span ? NextAbove(dtype, scale) : scale;
-}
-
-// How many steps from zero the outermost code serves: half a step more than its value.
-double Reach(const Scheme& scheme) {
-  if (scheme.code == Code::kF8E4M3) return 448 + 16;
-  if (scheme.code == Code::kF8E5M2) return 57344 + 4096;
-  return MaxCode(scheme) + 0.5;
-}
-
-// The largest zero that still holds its place among the codes: beyond it, neighbouring values of
-// the type are further apart than half a code.
-double LargestZero(DType dtype) { return dtype == DType::kF16 ? 1024 : 8388608; }
-
-ScaleZero FitZeroPoint(const Scheme& s, double low, double high) {
-  const int top = MaxCode(s);
-  const auto scale_of = [&](double span) {
-    return RoundScale(s.scale_dtype, span / top, span, top + 0.5);
-  };
-  // A real zero may lie anywhere.
-  if (s.zero_dtype != DType::kU8 && low < high) {
-    const float scale = scale_of(high - low);
-    const double zero = -low / static_cast<double>(scale);
-    if (std::fabs(zero) <= LargestZero(s.zero_dtype)) {
-      return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};  // no -0
-    }
-  }
-  // An integer one is a code: the range must hold 0.
-  low = std::min(low, 0.0);
-  high = std::max(high, 0.0);
-  const float scale = scale_of(high - low);
-  if (scale == 0.0f || !std::isfinite(scale)) return {scale, 0};
-  const double zero = -low / static_cast<double>(scale);
-  if (s.zero_dtype == DType::kU8) {
-    return {scale, static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, double(top))) + 0.0f};
-  }
-  return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};
-}
-
-// A codebook's ends, on the side or sides where it has any.
-ScaleZero FitCodebook(const Scheme& s, const PlanarCodebook& book, Range range) {
-  const float least = book.values[book.code_of_rank[0]];
-  const float greatest = book.values[book.code_of_rank[book.values_count - 1]];
-  double ideal = 0;
-  if (range.min < 0 && least < 0) ideal = static_cast<double>(range.min) / least;
-  if (range.max > 0 && greatest > 0) {
-    ideal = std::max(ideal, static_cast<double>(range.max) / greatest);
-  }
-  if (ideal == 0) {
-    const double span = std::max(std::fabs(range.min), std::fabs(range.max));
-    ideal = span / std::max(std::fabs(least), std::fabs(greatest));
-  }
-  return {RoundScale(s.scale_dtype, ideal, ideal, 1 + 1.0 / 128), 0};
-}
-
 // A candidate and its error.
 struct Fit {
   ScaleZero at;
@@ -195,16 +113,6 @@ class Search {
 };
 
 }  // namespace
-
-ScaleZero FitRange(const Scheme& scheme, const PlanarCodebook& book, Range range) {
-  if (book.values_count > 0) return FitCodebook(scheme, book, range);
-  if (!scheme.symmetric) return FitZeroPoint(scheme, range.min, range.max);
-  const double span = std::max(std::fabs(range.min), std::fabs(range.max));
-  const double top = scheme.code == Code::kF8E4M3   ? 448
-                     : scheme.code == Code::kF8E5M2 ? 57344
-                                                    : MaxCode(scheme);
-  return {RoundScale(scheme.scale_dtype, span / top, span, Reach(scheme)), 0};
-}
 
 ScaleZero SearchScale(const Scheme& scheme, const PlanarCodebook& book, const float* x,
                       const float* importance, int64_t count, ScaleZero start, uint8_t* codes,

@@ -5,20 +5,11 @@
 #include <cstdint>
 
 #include "kernels/planar.h"
+#include "kernels/planar_fit.h"
 #include "nibble/dtype.h"
 #include "nibble/scheme.h"
 
 namespace nibble {
-
-// Both exactly as the planes hold them, or a scale that is infinite: the type cannot hold it.
-struct ScaleZero {
-  float scale = 0;
-  float zero = 0;
-};
-
-// The scale and zero whose codes cover `range`, by the definitions: absmax for symmetric codes and
-// codebooks, zero-point for the others.
-ScaleZero FitRange(const Scheme& scheme, const PlanarCodebook& book, Range range);
 
 // The scale and zero of a group with the least sum of importance * (w - decoded w)^2 that a search
 // around `start` finds; never a greater one than that of `start`. `codes` and `decoded` are scratch

@@ -14,6 +14,7 @@
 #include "kernels/encode.h"
 #include "lib/quantize/checks.h"
 #include "lib/quantize/planar.h"
+#include "nibble/backend.h"
 
 namespace nibble {
 namespace {
@@ -63,6 +64,10 @@ Status BeyondError(float value, int64_t row, int64_t col, const FormatInfo& info
 
 Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
                   const QuantizeOptions& options) {
+  if (weights.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device));
+    return backend->quantize_to(weights, format, out, options);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
   NIBBLE_ASSIGN_OR_RETURN(const size_t bytes, FormatBytes(format, weights.rows, weights.cols));
   const FormatInfo& info = GetFormatInfo(format);
@@ -128,6 +133,14 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
 
 Result<QuantizedTensor> Quantize(TensorView weights, Format format,
                                  const QuantizeOptions& options) {
+  if (weights.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device));
+    NIBBLE_RETURN_IF_ERROR(CheckView(weights, "weights"));
+    NIBBLE_ASSIGN_OR_RETURN(const size_t bytes, FormatBytes(format, weights.rows, weights.cols));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer out, backend->allocate(bytes, options.parallel.stream));
+    NIBBLE_RETURN_IF_ERROR(backend->quantize_to(weights, format, out.mutable_bytes(), options));
+    return QuantizedTensor::Create(format, weights.rows, weights.cols, std::move(out));
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor tensor,
                           QuantizedTensor::Allocate(format, weights.rows, weights.cols));
@@ -138,6 +151,12 @@ Result<QuantizedTensor> Quantize(TensorView weights, Format format,
 
 Status Dequantize(Format format, std::span<const std::byte> blocks, MutableTensorView out,
                   const ParallelFor& parallel) {
+  if (out.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        const QuantizedTensor tensor,
+        QuantizedTensor::Create(format, out.rows, out.cols, Buffer::Borrow(blocks, out.device)));
+    return Dequantize(tensor, out, parallel);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));
   NIBBLE_ASSIGN_OR_RETURN(const size_t bytes, FormatBytes(format, out.rows, out.cols));
   const FormatInfo& info = GetFormatInfo(format);
@@ -175,6 +194,10 @@ Status Dequantize(Format format, std::span<const std::byte> blocks, MutableTenso
 
 Status Dequantize(const QuantizedTensor& tensor, MutableTensorView out,
                   const ParallelFor& parallel) {
+  if (out.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(out.device));
+    return backend->dequantize(tensor, out, parallel);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));
   if (out.rows != tensor.rows() || out.cols != tensor.cols()) {
     return InvalidArgument("output of " + std::to_string(out.rows) + " x " +

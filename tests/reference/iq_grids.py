@@ -13,7 +13,7 @@ HEADER = """\
 #ifndef NIBBLE_KERNELS_IQ_GRIDS_H_
 #define NIBBLE_KERNELS_IQ_GRIDS_H_
 
-#include <cstdint>
+#include "nibble/dtype.h"
 
 namespace nibble {
 """
@@ -36,7 +36,7 @@ for name, symbol, meaning in GRIDS:
     bits = 16 // grid.shape[1]
     points = (codes << (bits * np.arange(grid.shape[1]))).sum(axis=1)
     print(f"// {meaning}.")
-    print(f"inline constexpr uint16_t {symbol}[{len(points)}] = {{")
+    print(f"NIBBLE_TABLE uint16_t {symbol}[{len(points)}] = {{")
     for i in range(0, len(points), 16):
         print("    " + ", ".join(str(p) for p in points[i : i + 16]) + ",")
     print("};\n")

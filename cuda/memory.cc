@@ -1,0 +1,151 @@
+#include <array>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "cuda/operations.h"
+#include "cuda/status.h"
+#include "nibble/cuda.h"
+
+namespace nibble::cuda {
+namespace {
+
+Status CheckGroupIndex(const QuantizedTensor& tensor) {
+  const Buffer& plane = tensor.plane(Plane::kGroupIndex);
+  const int64_t groups = GroupsPerRow(tensor.scheme(), tensor.cols());
+  for (size_t at = 0; at < plane.size(); at += sizeof(int32_t)) {
+    int32_t group = 0;
+    std::memcpy(&group, plane.data() + at, sizeof(group));
+    if (group < 0 || group >= groups) {
+      return InvalidArgument("group index " + std::to_string(group) + " of column " +
+                             std::to_string(at / sizeof(int32_t)) + " is not one of the " +
+                             std::to_string(groups) + " groups");
+    }
+  }
+  return OkStatus();
+}
+
+// A copy of all planes; `make` gives the memory of one.
+template <class Make>
+Result<QuantizedTensor> CopyPlanes(const QuantizedTensor& tensor, Stream stream, const Make& make) {
+  std::array<Buffer, kPlaneCount> planes;
+  for (int p = 0; p < kPlaneCount; ++p) {
+    const Buffer& from = tensor.plane(static_cast<Plane>(p));
+    if (from.size() == 0) continue;
+    NIBBLE_ASSIGN_OR_RETURN(planes[static_cast<size_t>(p)], make(from.size()));
+    NIBBLE_RETURN_IF_ERROR(
+        Copy(planes[static_cast<size_t>(p)].mutable_bytes(), from.bytes(), stream));
+  }
+  if (tensor.is_block_format()) {
+    return QuantizedTensor::Create(tensor.format(), tensor.rows(), tensor.cols(),
+                                   std::move(planes[0]));
+  }
+  return QuantizedTensor::Create(tensor.scheme(), tensor.rows(), tensor.cols(), std::move(planes));
+}
+
+}  // namespace
+
+Status Initialize() {
+  int count = 0;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceCount(&count));
+  if (count == 0) return NotFound("no CUDA device");
+  RegisterOperations();
+  return OkStatus();
+}
+
+Result<std::string> DeviceName() {
+  int device = 0;
+  cudaDeviceProp properties;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, device));
+  return std::string(properties.name);
+}
+
+Result<Buffer> Allocate(size_t bytes, Stream stream) {
+  void* memory = nullptr;
+  if (bytes > 0) {
+    Status status = ToStatus(cudaMallocAsync(&memory, bytes, StreamOf(stream)), "allocate");
+    if (!status.ok()) {
+      (void)cudaGetLastError();  // a refused allocation does not stain later calls
+      return std::move(status).WithContext(std::to_string(bytes) + " bytes of device memory");
+    }
+  }
+  // An error of the release has no one to go to; what caused it shows in the next call.
+  std::shared_ptr<void> owner(memory, [stream](void* p) {
+    if (p != nullptr) (void)cudaFreeAsync(p, StreamOf(stream));
+  });
+  return Buffer::Share(std::move(owner), static_cast<std::byte*>(memory), bytes, Device::kCuda);
+}
+
+Result<Tensor> AllocateTensor(DType dtype, int64_t rows, int64_t cols, Stream stream) {
+  int64_t elements = 0, bytes = 0;
+  if (rows < 0 || cols < 0 || __builtin_mul_overflow(rows, cols, &elements) ||
+      __builtin_mul_overflow(elements, static_cast<int64_t>(DTypeBytes(dtype)), &bytes)) {
+    return InvalidArgument("tensor of " + std::to_string(rows) + " x " + std::to_string(cols) +
+                           " elements: negative or too large");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, Allocate(static_cast<size_t>(bytes), stream));
+  return Tensor::FromBuffer(std::move(buffer), dtype, rows, cols);
+}
+
+Status Copy(std::span<std::byte> to, std::span<const std::byte> from, Stream stream) {
+  if (to.size() != from.size()) {
+    return InvalidArgument("copy of " + std::to_string(from.size()) + " bytes to " +
+                           std::to_string(to.size()));
+  }
+  if (from.empty()) return OkStatus();
+  return ToStatus(
+      cudaMemcpyAsync(to.data(), from.data(), from.size(), cudaMemcpyDefault, StreamOf(stream)),
+      "copy");
+}
+
+Status Copy(MutableTensorView to, TensorView from, Stream stream) {
+  NIBBLE_RETURN_IF_ERROR(CheckView(to, "copy to"));
+  NIBBLE_RETURN_IF_ERROR(CheckView(from, "copy from"));
+  if (to.rows != from.rows || to.cols != from.cols || to.dtype != from.dtype) {
+    return InvalidArgument("copy between matrices of different shape or type");
+  }
+  const size_t element = DTypeBytes(to.dtype);
+  return ToStatus(
+      cudaMemcpy2DAsync(to.data, static_cast<size_t>(to.row_stride) * element, from.data,
+                        static_cast<size_t>(from.row_stride) * element,
+                        static_cast<size_t>(from.cols) * element, static_cast<size_t>(from.rows),
+                        cudaMemcpyDefault, StreamOf(stream)),
+      "copy");
+}
+
+Result<Tensor> ToDevice(TensorView tensor, Stream stream) {
+  NIBBLE_ASSIGN_OR_RETURN(Tensor copy,
+                          AllocateTensor(tensor.dtype, tensor.rows, tensor.cols, stream));
+  NIBBLE_RETURN_IF_ERROR(Copy(copy.mutable_view(), tensor, stream));
+  return copy;
+}
+
+Result<QuantizedTensor> ToDevice(const QuantizedTensor& tensor, Stream stream) {
+  if (!tensor.is_block_format() && tensor.scheme().has_group_index &&
+      tensor.device() == Device::kCpu) {
+    NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(tensor));
+  }
+  return CopyPlanes(tensor, stream, [stream](size_t bytes) { return Allocate(bytes, stream); });
+}
+
+Result<Tensor> ToHost(TensorView tensor, Stream stream) {
+  NIBBLE_ASSIGN_OR_RETURN(Tensor copy, Tensor::Allocate(tensor.dtype, tensor.rows, tensor.cols));
+  NIBBLE_RETURN_IF_ERROR(Copy(copy.mutable_view(), tensor, stream));
+  NIBBLE_RETURN_IF_ERROR(Synchronize(stream));
+  return copy;
+}
+
+Result<QuantizedTensor> ToHost(const QuantizedTensor& tensor, Stream stream) {
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor copy, CopyPlanes(tensor, stream, [](size_t bytes) {
+                            return Buffer::Allocate(bytes);
+                          }));
+  NIBBLE_RETURN_IF_ERROR(Synchronize(stream));
+  return copy;
+}
+
+Status Synchronize(Stream stream) {
+  return ToStatus(cudaStreamSynchronize(StreamOf(stream)), "device");
+}
+
+}  // namespace nibble::cuda

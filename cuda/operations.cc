@@ -1,0 +1,48 @@
+#include "cuda/operations.h"
+
+#include <string>
+
+#include "nibble/cuda.h"
+
+namespace nibble::cuda {
+
+Status CheckMatrix(const TensorView& view, const char* what) {
+  NIBBLE_RETURN_IF_ERROR(CheckView(view, what));
+  if (view.dtype != DType::kF32 && view.dtype != DType::kF16 && view.dtype != DType::kBF16) {
+    return InvalidArgument(std::string(what) + ": type " + DTypeName(view.dtype) +
+                           " where f32, f16 or bf16 is needed");
+  }
+  if (view.device != Device::kCuda) {
+    return InvalidArgument(std::string(what) + ": not in device memory, as other operands are");
+  }
+  if (reinterpret_cast<uintptr_t>(view.data) % DTypeBytes(view.dtype) != 0) {
+    return InvalidArgument(std::string(what) + ": a pointer that is not aligned for its type");
+  }
+  return OkStatus();
+}
+
+Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
+                     const MutableTensorView& out, const MatmulOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));
+  if (out.dtype != DType::kF32) {
+    return InvalidArgument(std::string("output: type ") + DTypeName(out.dtype) +
+                           " where f32 is needed");
+  }
+  if (activations.cols != cols || out.rows != activations.rows || out.cols != rows) {
+    return InvalidArgument("matmul: activations, weights and output do not fit together");
+  }
+  if (!options.bias.empty() && static_cast<int64_t>(options.bias.size()) != rows) {
+    return InvalidArgument("matmul: bias of " + std::to_string(options.bias.size()) +
+                           " values for " + std::to_string(rows) + " output columns");
+  }
+  return OkStatus();
+}
+
+void RegisterOperations() {
+  static constexpr Backend kBackend = {Allocate, QuantizeTo, QuantizePlanar, Dequantize,
+                                       MatmulDecoded};
+  RegisterBackend(Device::kCuda, &kBackend);
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,42 @@
+// Devices beside the CPU: each brings a table of functions, and nibble's own functions call it
+// where their operands lie on that device. Programs never need this header; libraries of kernels
+// do.
+#ifndef NIBBLE_BACKEND_H_
+#define NIBBLE_BACKEND_H_
+
+#include <cstddef>
+#include <span>
+
+#include "nibble/matmul.h"
+#include "nibble/quantize.h"
+#include "nibble/quantized_tensor.h"
+#include "nibble/status.h"
+#include "nibble/tensor.h"
+
+namespace nibble {
+
+// What a device does. All views, planes and spans lie on it, but for the options' and the table.
+// The functions check their arguments as their namesakes in nibble/quantize.h and nibble/matmul.h
+// do, and queue their work on `ParallelFor::stream`.
+struct Backend {
+  Result<Buffer> (*allocate)(size_t bytes, void* stream);  // not zeroed
+  Status (*quantize_to)(const TensorView& weights, Format format, std::span<std::byte> out,
+                        const QuantizeOptions& options);
+  Result<QuantizedTensor> (*quantize_planar)(const TensorView& weights, const Scheme& scheme,
+                                             const QuantizeOptions& options,
+                                             std::span<const float> table);
+  Status (*dequantize)(const QuantizedTensor& tensor, const MutableTensorView& out,
+                       const ParallelFor& parallel);
+  Status (*matmul)(const TensorView& activations, const QuantizedTensor& weights,
+                   const MutableTensorView& out, const MatmulOptions& options);
+};
+
+// Makes `backend`, which must live for ever, serve a device. From any thread; again is harmless.
+void RegisterBackend(Device device, const Backend* backend);
+
+// The backend of a device; an error where nothing was registered for it.
+Result<const Backend*> FindBackend(Device device);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_BACKEND_H_
