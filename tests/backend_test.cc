@@ -1,0 +1,102 @@
+// What nibble's functions do with operands that lie on a device: refuse them while no backend
+// serves it, then hand them over unchanged.
+#include "nibble/backend.h"
+
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace nibble {
+namespace {
+
+// The last call of the recording backend, whose "device memory" is the host's.
+struct Call {
+  const void* input = nullptr;
+  const void* output = nullptr;
+  void* stream = nullptr;
+};
+Call last_call;
+
+Result<Buffer> Allocate(size_t bytes, void*) {
+  NIBBLE_ASSIGN_OR_RETURN(Buffer host, Buffer::Allocate(bytes));
+  std::byte* data = host.data();
+  return Buffer::Share(std::make_shared<Buffer>(std::move(host)), data, bytes, Device::kCuda);
+}
+Status QuantizeBlocks(const TensorView& weights, Format, std::span<std::byte> out,
+                      const QuantizeOptions& options) {
+  last_call = {weights.data, out.data(), options.parallel.stream};
+  return OkStatus();
+}
+Result<QuantizedTensor> QuantizePlanar(const TensorView& weights, const Scheme&,
+                                       const QuantizeOptions& options, std::span<const float>) {
+  last_call = {weights.data, nullptr, options.parallel.stream};
+  return QuantizedTensor();
+}
+Status DequantizeAny(const QuantizedTensor& tensor, const MutableTensorView& out,
+                     const ParallelFor& parallel) {
+  EXPECT_EQ(tensor.device(), Device::kCuda);
+  last_call = {tensor.plane(Plane::kCodes).data(), out.data, parallel.stream};
+  return OkStatus();
+}
+Status MatmulAny(const TensorView& activations, const QuantizedTensor&,
+                 const MutableTensorView& out, const MatmulOptions& options) {
+  last_call = {activations.data, out.data, options.parallel.stream};
+  return OkStatus();
+}
+constexpr Backend kRecorder = {Allocate, QuantizeBlocks, QuantizePlanar, DequantizeAny, MatmulAny};
+
+class BackendTest : public testing::Test {
+ protected:
+  BackendTest() { view_.device = Device::kCuda; }
+  ~BackendTest() override { RegisterBackend(Device::kCuda, nullptr); }
+
+  std::vector<float> values_ = std::vector<float>(64);
+  MutableTensorView view_ = ViewOf(values_.data(), 2, 32);
+  int stream_ = 0;
+  ParallelFor parallel_ = {.stream = &stream_};
+};
+
+TEST_F(BackendTest, WithoutOneDeviceOperandsAreRefused) {
+  const QuantizedTensor tensor = *QuantizedTensor::Allocate(Format::kQ8_0, 2, 32);
+  EXPECT_EQ(Dequantize(tensor, view_).code(), StatusCode::kUnsupported);
+  EXPECT_EQ(Matmul(view_, tensor, view_).code(), StatusCode::kUnsupported);
+  EXPECT_EQ(Quantize(view_, Format::kQ8_0).status().code(), StatusCode::kUnsupported);
+  EXPECT_EQ(Quantize(view_, Scheme()).status().code(), StatusCode::kUnsupported);
+  EXPECT_FALSE(FindBackend(Device::kCpu).ok());
+}
+
+TEST_F(BackendTest, TakesTheCallsWithTheirStream) {
+  RegisterBackend(Device::kCuda, &kRecorder);
+  QuantizeOptions options;
+  options.parallel = parallel_;
+  const Result<QuantizedTensor> blocks = Quantize(view_, Format::kQ8_0, options);
+  ASSERT_TRUE(blocks.ok());
+  EXPECT_EQ(blocks->device(), Device::kCuda);
+  EXPECT_EQ(last_call.input, view_.data);
+  EXPECT_EQ(last_call.output, blocks->plane(Plane::kCodes).data());
+  EXPECT_EQ(last_call.stream, &stream_);
+
+  last_call = {};
+  EXPECT_TRUE(Quantize(view_, Scheme(), options).ok());
+  EXPECT_EQ(last_call.input, view_.data);
+  EXPECT_EQ(last_call.stream, &stream_);
+
+  EXPECT_TRUE(Dequantize(*blocks, view_, parallel_).ok());
+  EXPECT_EQ(last_call.input, blocks->plane(Plane::kCodes).data());
+  EXPECT_EQ(last_call.output, view_.data);
+
+  last_call = {};
+  EXPECT_TRUE(
+      Dequantize(Format::kQ8_0, blocks->plane(Plane::kCodes).bytes(), view_, parallel_).ok());
+  EXPECT_EQ(last_call.output, view_.data);
+
+  last_call = {};
+  MatmulOptions product;
+  product.parallel = parallel_;
+  EXPECT_TRUE(Matmul(view_, *blocks, view_, product).ok());
+  EXPECT_EQ(last_call.output, view_.data);
+  EXPECT_EQ(last_call.stream, &stream_);
+}
+
+}  // namespace
+}  // namespace nibble
