@@ -18,10 +18,13 @@ constexpr const char* kSchemes[] = {
     "f8_e4m3 channel",  "f8_e5m2 tensor",     "f8_e4m3 g64"};
 
 bool IsNan(DType dtype, const std::byte* at) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, at, DTypeBytes(dtype));
-  if (dtype == DType::kF32) return std::isnan(std::bit_cast<float>(bits));
-  const uint16_t half = static_cast<uint16_t>(bits);
+  if (dtype == DType::kF32) {
+    float x = 0;
+    std::memcpy(&x, at, sizeof(x));
+    return std::isnan(x);
+  }
+  uint16_t half = 0;
+  std::memcpy(&half, at, sizeof(half));
   return std::isnan(dtype == DType::kF16 ? ToFloat(F16{half}) : ToFloat(BF16{half}));
 }
 
