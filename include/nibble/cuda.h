@@ -1,9 +1,9 @@
-// CUDA: device memory, streams, and weights packed for the GPU. Needs nibble::cuda to be linked.
+// CUDA: device memory, copies and streams. Needs nibble::cuda to be linked.
 //
 // After Initialize(), nibble's own Quantize, Dequantize and Matmul take views whose device is
-// Device::kCuda and queue their work on `ParallelFor::stream`. Nothing here waits for the device
-// unless its comment says so, and nothing but an allocation happens that a stream being captured
-// into a graph would refuse.
+// Device::kCuda and queue their work on `ParallelFor::stream`; the bias of a product lies on the
+// device too. Quantize to a scheme, and to a format with NonFinite::kError, waits for that stream,
+// to report weights that cannot be quantized; so does what says so below. Nothing else waits.
 #ifndef NIBBLE_CUDA_H_
 #define NIBBLE_CUDA_H_
 
