@@ -29,5 +29,8 @@ if(NIBBLE_SANITIZE)
                          -fno-sanitize-recover=all -O1 -g1
                          -Wno-uninitialized
                          "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-tsan>")
+  # Each instruction set compiles slowly here: one of each vector length (16, 32 and 64 bytes) will do.
+  target_compile_definitions(nibble_flags INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL|HWY_AVX3_ZEN4)")
   target_link_options(nibble_flags INTERFACE -fsanitize=${NIBBLE_SANITIZE})
 endif()

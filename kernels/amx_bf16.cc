@@ -10,9 +10,11 @@
 
 #include "kernels/convert.h"
 
-// The compiler takes the deliberately undefined values of its own intrinsics for mistakes.
+// GCC takes the deliberately undefined values of its own intrinsics for mistakes.
 HWY_DIAGNOSTICS(push)
+#if HWY_COMPILER_GCC_ACTUAL
 HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wmaybe-uninitialized")
+#endif
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
 
 namespace nibble {

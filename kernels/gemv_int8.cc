@@ -77,7 +77,7 @@ HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
     codes = hn::Or(
         codes, LoadPlane<Packed::kHighBits, kQuad, Packed::kLowBits>(chunk + Packed::kLowBytes));
   }
-  if constexpr (Packed::kTable != nullptr) {
+  if constexpr (Packed::kHasTable) {
     const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable));
     codes = hn::Xor(hn::TableLookupBytes(table, codes), hn::Set(D8(), uint8_t{0x80}));
   }

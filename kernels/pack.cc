@@ -45,7 +45,7 @@ uint32_t StoredCode(const typename Packed::Codec::Block& b, int i) {
   using Codec = typename Packed::Codec;
   if constexpr (std::is_same_v<Codec, CodecIQ4_XS>) {
     return static_cast<uint32_t>(SplitNibble(b.qs + 16 * (i / 32), i % 32));
-  } else if constexpr (Packed::kTable != nullptr) {
+  } else if constexpr (Packed::kHasTable) {
     return static_cast<uint32_t>(SplitNibble(b.qs, i));
   } else {
     return static_cast<uint32_t>(Codec::Code(b, i) + Packed::kOffset);

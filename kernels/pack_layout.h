@@ -58,7 +58,7 @@ struct PackedFormat {
   static constexpr int kLowBits = kLowBitsT, kHighBits = kHighBitsT;
   static constexpr int kOffset = kOffsetT;  // stored code - code
   static constexpr PackedScale kScale = kScaleT;
-  static constexpr const int8_t* kTable = nullptr;  // 16 codes that nibbles stand for
+  static constexpr bool kHasTable = false;  // whether nibbles stand for the 16 codes of kTable
 
   static constexpr int kWeights = Codec::kWeights;
   static constexpr int kGroup = Codec::kGroup;
@@ -115,12 +115,15 @@ struct PackedQ6_K : PackedFormat<CodecQ6_K, 4, 2, 32, PackedScale::kSuper> {};
 struct PackedTQ1_0 : PackedFormat<CodecTQ1_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedTQ2_0 : PackedFormat<CodecTQ2_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedIQ4_NL : PackedFormat<CodecIQ4_NL, 4, 0, 128, PackedScale::kHalf> {
+  static constexpr bool kHasTable = true;
   static constexpr const int8_t* kTable = kIq4Values;
 };
 struct PackedIQ4_XS : PackedFormat<CodecIQ4_XS, 4, 0, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
   static constexpr const int8_t* kTable = kIq4Values;
 };
 struct PackedMXFP4 : PackedFormat<CodecMXFP4, 4, 0, 128, PackedScale::kExponent> {
+  static constexpr bool kHasTable = true;
   static constexpr const int8_t* kTable = kFp4Doubled;
 };
 
@@ -147,7 +150,7 @@ inline void UnpackRow(const std::byte* chunk, int r, int8_t* codes) {
     }
   }
   std::memcpy(codes, quads, kPackCols);
-  if constexpr (Packed::kTable != nullptr) {
+  if constexpr (Packed::kHasTable) {
     for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[codes[i]];
   } else {
     for (int i = 0; i < kPackCols; ++i) codes[i] = static_cast<int8_t>(codes[i] - Packed::kOffset);
