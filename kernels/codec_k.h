@@ -17,9 +17,9 @@ constexpr NIBBLE_HD int KNibble(const uint8_t* qs, int i) {
   return (qs[32 * (i / 64) + i % 32] >> (4 * (i % 64 / 32))) & 15;
 }
 
-// The 12 bytes of q4_K and q5_K: scales 0-3 and minima 0-3 in the low six bits of bytes 0-3 and 4-7;
-// scales 4-7 and minima 4-7 as the nibbles of bytes 8-11 with their top two bits in the top of bytes
-// 0-3 and 4-7.
+// The 12 bytes of q4_K and q5_K: scales 0-3 and minima 0-3 in the low six bits of bytes 0-3 and
+// 4-7; scales 4-7 and minima 4-7 as the nibbles of bytes 8-11 with their top two bits in the top of
+// bytes 0-3 and 4-7.
 constexpr NIBBLE_HD int KScale(const uint8_t* scales, int g) {
   return g < 4 ? scales[g] & 63 : (scales[g + 4] & 15) | (scales[g - 4] >> 6) << 4;
 }
@@ -57,7 +57,8 @@ struct CodecQ3_K {
   }
   // Six bits: a nibble of bytes 0-7 and two bits of bytes 8-11.
   static constexpr NIBBLE_HD int RawScale(const uint8_t* scales, int g) {
-    return ((scales[g % 8] >> (4 * (g / 8))) & 15) | ((scales[8 + g % 4] >> (2 * (g / 4))) & 3) << 4;
+    return ((scales[g % 8] >> (4 * (g / 8))) & 15) | ((scales[8 + g % 4] >> (2 * (g / 4))) & 3)
+                                                         << 4;
   }
   // The inverse, for 16 values in [0, 63].
   static constexpr NIBBLE_HD void PackScales(const uint8_t* raw, uint8_t* scales) {

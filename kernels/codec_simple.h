@@ -71,7 +71,7 @@ struct CodecQ8_1 {
 
 // The non-linear 4-bit codebook that iq4_nl and iq4_xs share.
 NIBBLE_TABLE int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                          1,    13,   25,  38,  53,  69,  89,  113};
+                                      1,    13,   25,  38,  53,  69,  89,  113};
 
 struct CodecIQ4_NL {
   using Block = BlockIQ4_NL;
@@ -95,12 +95,13 @@ struct CodecMXFP4 {
   }
   // 2^(e - 128), which is subnormal for e < 2.
   static constexpr NIBBLE_HD float Scale(const Block& b, int) {
-    return std::bit_cast<float>(b.e < 2 ? 0x00200000u << b.e : static_cast<uint32_t>(b.e - 1) << 23);
+    return std::bit_cast<float>(b.e < 2 ? 0x00200000u << b.e
+                                        : static_cast<uint32_t>(b.e - 1) << 23);
   }
 };
 
-// Byte m of a ternary block holds up to five base-3 digits as round-up(256 * value / 243): the digit
-// of place n is the high byte of 3 * (byte * 3^n mod 256).
+// Byte m of a ternary block holds up to five base-3 digits as round-up(256 * value / 243): the
+// digit of place n is the high byte of 3 * (byte * 3^n mod 256).
 constexpr NIBBLE_HD int TernaryDigit(uint8_t byte, int place) {
   constexpr uint8_t kPower[5] = {1, 3, 9, 27, 81};
   const uint8_t shifted = static_cast<uint8_t>(byte * kPower[place]);

@@ -36,8 +36,7 @@ HWY_INLINE float Dot(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, s
 
 // Calls f(vector of each array, ...) over all elements and stores the result to out.
 template <class F>
-HWY_INLINE void Transform(const float* a, const float* b, size_t n,
-                          float* out, const F& f) {
+HWY_INLINE void Transform(const float* a, const float* b, size_t n, float* out, const F& f) {
   const D d;
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;

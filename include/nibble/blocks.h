@@ -67,10 +67,10 @@ struct BlockQ2_K {  // w = d * (scales[g] & 15) * q - dmin * (scales[g] >> 4), g
   F16 dmin;
 };
 
-struct BlockQ3_K {      // w = d * (scale[g] - 32) * (q - 4), groups of 16
-  uint8_t hmask[32];    // bit i / 32 of byte i % 32 is bit 2 of q[i]
-  uint8_t qs[64];       // low two bits, as in q2_K
-  uint8_t scales[12];   // 16 scales of 6 bits: low nibbles in 8 bytes, pairs of high bits in 4
+struct BlockQ3_K {     // w = d * (scale[g] - 32) * (q - 4), groups of 16
+  uint8_t hmask[32];   // bit i / 32 of byte i % 32 is bit 2 of q[i]
+  uint8_t qs[64];      // low two bits, as in q2_K
+  uint8_t scales[12];  // 16 scales of 6 bits: low nibbles in 8 bytes, pairs of high bits in 4
   F16 d;
 };
 

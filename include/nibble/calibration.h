@@ -15,9 +15,9 @@ namespace nibble {
 
 // Statistics of one layer's inputs: of one matrix, or of the experts stacked in one tensor.
 struct LayerStatistics {
-  int64_t cols = 0;                  // inputs of one matrix
-  std::vector<float> sum_squares;    // [matrices * cols]: sums of squared inputs
-  std::vector<int64_t> counts;       // [matrices]: the tokens behind each sum
+  int64_t cols = 0;                // inputs of one matrix
+  std::vector<float> sum_squares;  // [matrices * cols]: sums of squared inputs
+  std::vector<int64_t> counts;     // [matrices]: the tokens behind each sum
 
   int64_t matrices() const { return static_cast<int64_t>(counts.size()); }
   // Mean squares of matrix m, by column; empty where it saw no token.

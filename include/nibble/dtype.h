@@ -22,19 +22,41 @@
 namespace nibble {
 
 enum class DType : uint8_t {
-  kF64, kF32, kF16, kBF16,
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
   kF8E4M3,  // 4 exponent bits, 3 mantissa bits, no infinity, largest finite 448
   kF8E5M2,  // 5 exponent bits, 2 mantissa bits, infinities, largest finite 57344
-  kI64, kI32, kI16, kI8, kU64, kU32, kU16, kU8, kBool,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU64,
+  kU32,
+  kU16,
+  kU8,
+  kBool,
 };
 
 // Bytes of one element.
 constexpr size_t DTypeBytes(DType t) {
   switch (t) {
-    case DType::kF64: case DType::kI64: case DType::kU64: return 8;
-    case DType::kF32: case DType::kI32: case DType::kU32: return 4;
-    case DType::kF16: case DType::kBF16: case DType::kI16: case DType::kU16: return 2;
-    default: return 1;
+    case DType::kF64:
+    case DType::kI64:
+    case DType::kU64:
+      return 8;
+    case DType::kF32:
+    case DType::kI32:
+    case DType::kU32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+    case DType::kI16:
+    case DType::kU16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -67,7 +89,8 @@ constexpr NIBBLE_HD float DecodeSmallFloat(uint32_t bits, int exponent_bits, int
     return std::bit_cast<float>(sign | 0x7F800000u | (mantissa << (23 - mantissa_bits)));
   }
   if (exponent == 0) {  // subnormal: mantissa * 2^(1 - bias - mantissa_bits), exact in float
-    const float unit = std::bit_cast<float>(static_cast<uint32_t>(128 - bias - mantissa_bits) << 23);
+    const float unit =
+        std::bit_cast<float>(static_cast<uint32_t>(128 - bias - mantissa_bits) << 23);
     const float magnitude = static_cast<float>(mantissa) * unit;
     return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | sign);
   }
@@ -140,7 +163,8 @@ constexpr NIBBLE_HD uint8_t FloatToF8E4M3(float x) {
   const uint32_t sign = (bits >> 24) & 0x80u;
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return static_cast<uint8_t>(sign | 0x7Fu);
-  const uint32_t rounded = magnitude == 0x7F800000u ? 0x7Eu : internal::RoundToSmallFloat(magnitude, 4, 3);
+  const uint32_t rounded =
+      magnitude == 0x7F800000u ? 0x7Eu : internal::RoundToSmallFloat(magnitude, 4, 3);
   return static_cast<uint8_t>(sign | (rounded > 0x7Eu ? 0x7Eu : rounded));
 }
 
@@ -149,7 +173,8 @@ constexpr NIBBLE_HD uint8_t FloatToF8E5M2(float x) {
   const uint32_t sign = (bits >> 24) & 0x80u;
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return static_cast<uint8_t>(sign | 0x7Fu);
-  const uint32_t rounded = magnitude == 0x7F800000u ? 0x7Bu : internal::RoundToSmallFloat(magnitude, 5, 2);
+  const uint32_t rounded =
+      magnitude == 0x7F800000u ? 0x7Bu : internal::RoundToSmallFloat(magnitude, 5, 2);
   return static_cast<uint8_t>(sign | (rounded > 0x7Bu ? 0x7Bu : rounded));
 }
 

@@ -21,18 +21,28 @@ namespace nibble {
 
 // The number of each type in a file.
 enum class GgufType : uint32_t {
-  kU8 = 0, kI8 = 1, kU16 = 2, kI16 = 3, kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7,
-  kString = 8, kArray = 9, kU64 = 10, kI64 = 11, kF64 = 12,
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12,
 };
 
 // One metadata value. Arrays are homogeneous; arrays of arrays are refused as unsupported.
-using GgufValue =
-    std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool, std::string,
-                 uint64_t, int64_t, double, std::vector<uint8_t>, std::vector<int8_t>,
-                 std::vector<uint16_t>, std::vector<int16_t>, std::vector<uint32_t>,
-                 std::vector<int32_t>, std::vector<float>, std::vector<bool>,
-                 std::vector<std::string>, std::vector<uint64_t>, std::vector<int64_t>,
-                 std::vector<double>>;
+using GgufValue = std::variant<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, float, bool,
+                               std::string, uint64_t, int64_t, double, std::vector<uint8_t>,
+                               std::vector<int8_t>, std::vector<uint16_t>, std::vector<int16_t>,
+                               std::vector<uint32_t>, std::vector<int32_t>, std::vector<float>,
+                               std::vector<bool>, std::vector<std::string>, std::vector<uint64_t>,
+                               std::vector<int64_t>, std::vector<double>>;
 
 // Key-value pairs in file order.
 class GgufMetadata {
@@ -40,7 +50,8 @@ class GgufMetadata {
   using Entry = std::pair<std::string, GgufValue>;
 
   GgufMetadata() = default;
-  explicit GgufMetadata(std::vector<Entry> entries) : entries_(std::move(entries)) {}  // unique keys
+  explicit GgufMetadata(std::vector<Entry> entries)
+      : entries_(std::move(entries)) {}  // unique keys
 
   const GgufValue* Find(std::string_view key) const;  // nullptr where there is none
   void Set(std::string key, GgufValue value);         // replaces in place or appends
@@ -94,14 +105,15 @@ class GgufFile {
 };
 
 struct GgufWriteOptions {
-  uint64_t alignment = 32;         // a power of two, at least 8; kept in general.alignment if not 32
+  uint64_t alignment = 32;  // a power of two, at least 8; kept in general.alignment if not 32
   // 0: one file. Else files of at most so many bytes (or of one larger tensor), named
   // "NAME-00001-of-00003.gguf" with llama.cpp's split.* keys; a single file where that suffices.
   uint64_t max_shard_bytes = 0;
 };
 
-// Writes a file tensor by tensor. Everything goes beside the target under a temporary name and takes
-// the target's name in Finish(), after a sync: a failure or a crash leaves the old file or none.
+// Writes a file tensor by tensor. Everything goes beside the target under a temporary name and
+// takes the target's name in Finish(), after a sync: a failure or a crash leaves the old file or
+// none.
 class GgufWriter {
  public:
   // The layout is fixed here: names, formats and shapes of all tensors, in file order.
@@ -121,8 +133,8 @@ class GgufWriter {
   // exactly its size before the next one begins.
   Status Append(std::span<const std::byte> data);
 
-  // Replaces a metadata value by one of the same size in the file, such as a hash that is known only
-  // when all data has passed. Before Finish().
+  // Replaces a metadata value by one of the same size in the file, such as a hash that is known
+  // only when all data has passed. Before Finish().
   Status Amend(std::string_view key, GgufValue value);
 
   // After the last byte: flushes, syncs, renames.

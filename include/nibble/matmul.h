@@ -40,9 +40,9 @@ class PackedWeights {
   // The layout of the bytes and its version, e.g. "tiles16/1".
   const std::string& target() const;
 
-  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes of a
-  // layout that this version does not know. `bytes` must be aligned to 8 bytes (to 64 is faster) and
-  // stay alive where it borrows.
+  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes of
+  // a layout that this version does not know. `bytes` must be aligned to 8 bytes (to 64 is faster)
+  // and stay alive where it borrows.
   std::span<const std::byte> serialized() const;
   static Result<PackedWeights> FromBytes(Buffer bytes);
 

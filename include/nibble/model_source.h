@@ -22,8 +22,8 @@ struct ModelTensor : GgufTensorInfo {  // name, stored format and shape as GGUF 
 enum class Container : uint8_t { kGguf, kSafetensors };
 
 // Opens a GGUF file (any shard), a .safetensors file, or a Hugging Face folder. The folder of a
-// Llama-family model gives GGUF's tensor names, its row order of the query and key weights, and full
-// metadata with the tokenizer; of any other architecture the tensors keep their names.
+// Llama-family model gives GGUF's tensor names, its row order of the query and key weights, and
+// full metadata with the tokenizer; of any other architecture the tensors keep their names.
 class ModelSource {
  public:
   static Result<ModelSource> Open(const std::string& path);

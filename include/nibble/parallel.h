@@ -9,8 +9,8 @@ namespace nibble {
 
 // An adapter to somebody's threads, plain enough for C. `run(context, count, task, argument)` calls
 // task(argument, i, worker) once for every i in [0, count), on any threads in any order, with
-// 0 <= worker < workers and no two concurrent calls sharing a worker, and returns when all are done.
-// The default runs everything on the calling thread.
+// 0 <= worker < workers and no two concurrent calls sharing a worker, and returns when all are
+// done. The default runs everything on the calling thread.
 struct ParallelFor {
   using Task = void (*)(void* argument, int64_t index, int worker);
 

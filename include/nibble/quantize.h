@@ -17,8 +17,9 @@ namespace nibble {
 
 enum class NonFinite : uint8_t {
   kError,  // an error that names row and column
-  kClamp,  // NaN becomes 0; infinities, and magnitudes that the format's half-precision scales cannot
-           // carry (beyond 65504), the largest that both the input's type and the format hold
+  kClamp,  // NaN becomes 0; infinities, and magnitudes that the format's half-precision scales
+           // cannot carry (beyond 65504), the largest that both the input's type and the format
+           // hold
 };
 
 struct QuantizeOptions {
@@ -42,14 +43,15 @@ Result<QuantizedTensor> Quantize(TensorView weights, Format format,
 Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
                   const QuantizeOptions& options = {});
 
-// Quantizes to a planar scheme by rounding to nearest: absmax, q = round(w / max|w| * (2^(b-1) - 1)),
-// or zero-point, q = round((w - min) / (max - min) * (2^b - 1)), or the nearest value of a codebook.
-// Codes are chosen under the scale as it is stored, rounded to scale_dtype. Importance moves the
-// scales and zeros of channels and groups of integer codes and codebooks to where the weighted error
-// is least; f8 codes and per-tensor scales it leaves as they are. NF4 and FP4 give the codes and
-// scales of bitsandbytes, which runs over the flattened matrix: the same where the group divides
-// `cols`; for others, hand in the matrix as one row. An integer zero point, u8, widens the range to
-// hold 0. `table` holds the 2^bits values of Code::kTable, finite and ascending.
+// Quantizes to a planar scheme by rounding to nearest: absmax, q = round(w / max|w| * (2^(b-1) -
+// 1)), or zero-point, q = round((w - min) / (max - min) * (2^b - 1)), or the nearest value of a
+// codebook. Codes are chosen under the scale as it is stored, rounded to scale_dtype. Importance
+// moves the scales and zeros of channels and groups of integer codes and codebooks to where the
+// weighted error is least; f8 codes and per-tensor scales it leaves as they are. NF4 and FP4 give
+// the codes and scales of bitsandbytes, which runs over the flattened matrix: the same where the
+// group divides `cols`; for others, hand in the matrix as one row. An integer zero point, u8,
+// widens the range to hold 0. `table` holds the 2^bits values of Code::kTable, finite and
+// ascending.
 Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
                                  const QuantizeOptions& options = {},
                                  std::span<const float> table = {});

@@ -94,8 +94,8 @@ Result<ModelHashes> WriteModel(const ModelSource& source, const ModelPlan& plan,
                                const std::string& target, const GgufWriteOptions& files = {},
                                const ModelRunOptions& options = {});
 
-// The same plan as safetensors: names as they are, shapes slowest first, no metadata of the model's.
-// Both fail, before any work, where a tensor would be in a block format.
+// The same plan as safetensors: names as they are, shapes slowest first, no metadata of the
+// model's. Both fail, before any work, where a tensor would be in a block format.
 Result<uint64_t> PlannedSafetensorsBytes(const ModelPlan& plan, const std::string& target,
                                          uint64_t max_shard_bytes = 0);
 Status WriteModelSafetensors(const ModelSource& source, const ModelPlan& plan,

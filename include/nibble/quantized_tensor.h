@@ -43,8 +43,8 @@ class QuantizedTensor {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   bool is_block_format() const { return std::holds_alternative<Format>(kind_); }
-  Format format() const { return std::get<Format>(kind_); }           // of a block format
-  const Scheme& scheme() const { return std::get<Scheme>(kind_); }    // of a planar scheme
+  Format format() const { return std::get<Format>(kind_); }         // of a block format
+  const Scheme& scheme() const { return std::get<Scheme>(kind_); }  // of a planar scheme
   Device device() const { return planes_[0].device(); }
 
   const Buffer& plane(Plane p) const { return planes_[static_cast<int>(p)]; }

@@ -19,7 +19,7 @@ enum class Code : uint8_t {
   kFp4,      // 4-bit float, e2m1, as bitsandbytes scales it
   kF8E4M3,
   kF8E5M2,
-  kTable,    // a caller's table of 2^bits floats
+  kTable,  // a caller's table of 2^bits floats
 };
 
 enum class Granularity : uint8_t {

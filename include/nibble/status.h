@@ -18,7 +18,7 @@ enum class StatusCode {
   kIo,               // the operating system refused
   kOutOfMemory,
   kCancelled,
-  kInternal,         // a defect in nibble
+  kInternal,  // a defect in nibble
 };
 
 // The name in snake case, e.g. "invalid_argument".
@@ -46,7 +46,9 @@ class [[nodiscard]] Status {
 };
 
 inline Status OkStatus() { return Status(); }
-inline Status InvalidArgument(std::string m) { return {StatusCode::kInvalidArgument, std::move(m)}; }
+inline Status InvalidArgument(std::string m) {
+  return {StatusCode::kInvalidArgument, std::move(m)};
+}
 inline Status Unsupported(std::string m) { return {StatusCode::kUnsupported, std::move(m)}; }
 inline Status Corrupt(std::string m) { return {StatusCode::kCorrupt, std::move(m)}; }
 inline Status NotFound(std::string m) { return {StatusCode::kNotFound, std::move(m)}; }
@@ -84,10 +86,10 @@ class [[nodiscard]] Result {
 #define NIBBLE_STATUS_CONCAT(a, b) NIBBLE_STATUS_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function when `expression`, a Status, is not ok.
-#define NIBBLE_RETURN_IF_ERROR(expression)            \
-  do {                                                \
-    ::nibble::Status nibble_status_ = (expression);   \
-    if (!nibble_status_.ok()) return nibble_status_;  \
+#define NIBBLE_RETURN_IF_ERROR(expression)           \
+  do {                                               \
+    ::nibble::Status nibble_status_ = (expression);  \
+    if (!nibble_status_.ok()) return nibble_status_; \
   } while (false)
 
 // NIBBLE_ASSIGN_OR_RETURN(auto x, MakeX()): binds the value of a Result or returns its status.

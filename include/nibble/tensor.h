@@ -25,7 +25,8 @@ struct TensorView {
   Device device = Device::kCpu;
 
   const void* Row(int64_t row) const {
-    return static_cast<const std::byte*>(data) + static_cast<size_t>(row * row_stride) * DTypeBytes(dtype);
+    return static_cast<const std::byte*>(data) +
+           static_cast<size_t>(row * row_stride) * DTypeBytes(dtype);
   }
 };
 
@@ -39,7 +40,8 @@ struct MutableTensorView {
   Device device = Device::kCpu;
 
   void* Row(int64_t row) const {
-    return static_cast<std::byte*>(data) + static_cast<size_t>(row * row_stride) * DTypeBytes(dtype);
+    return static_cast<std::byte*>(data) +
+           static_cast<size_t>(row * row_stride) * DTypeBytes(dtype);
   }
   operator TensorView() const { return {data, dtype, rows, cols, row_stride, device}; }
 };
@@ -65,7 +67,8 @@ class Buffer {
   // Zeroed host memory aligned to kAlignment.
   static Result<Buffer> Allocate(size_t bytes);
   // Other memory: `release(data, bytes)` runs when the last copy goes.
-  static Buffer Adopt(std::byte* data, size_t bytes, Device device, void (*release)(std::byte*, size_t));
+  static Buffer Adopt(std::byte* data, size_t bytes, Device device,
+                      void (*release)(std::byte*, size_t));
   // Other memory that lives as long as `owner` does.
   static Buffer Share(std::shared_ptr<void> owner, std::byte* data, size_t bytes, Device device);
   // Memory that the caller keeps alive for as long as the Buffer is used. Not to be written.

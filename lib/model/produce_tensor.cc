@@ -71,9 +71,8 @@ Status ProgressMeter::Report() const {
   return OkStatus();
 }
 
-Status ProduceTensor(const ModelSource& source, const TensorTask& tensor,
-                     const ModelRecipe& recipe, const ParallelFor& parallel,
-                     ContentHash& source_hash, ProgressMeter& meter,
+Status ProduceTensor(const ModelSource& source, const TensorTask& tensor, const ModelRecipe& recipe,
+                     const ParallelFor& parallel, ContentHash& source_hash, ProgressMeter& meter,
                      const std::function<Status(std::span<const std::byte>)>& sink) {
   const ModelTensor& in = *tensor.source;
   const Format to = tensor.choice.format;
@@ -115,8 +114,7 @@ Status ProduceTensor(const ModelSource& source, const TensorTask& tensor,
         if (!scalar) {
           MutableTensorView floats = decoded.mutable_view();
           floats.rows = count;
-          NIBBLE_RETURN_IF_ERROR(
-              Dequantize(in.format, piece, floats, parallel).WithContext(where));
+          NIBBLE_RETURN_IF_ERROR(Dequantize(in.format, piece, floats, parallel).WithContext(where));
           weights = floats;
         }
         QuantizeOptions options;

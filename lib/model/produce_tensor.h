@@ -53,9 +53,8 @@ class ProgressMeter {
 
 // Hands the tensor's bytes to `sink` in order, whole rows at a time, and the source's to
 // `source_hash`.
-Status ProduceTensor(const ModelSource& source, const TensorTask& tensor,
-                     const ModelRecipe& recipe, const ParallelFor& parallel,
-                     ContentHash& source_hash, ProgressMeter& meter,
+Status ProduceTensor(const ModelSource& source, const TensorTask& tensor, const ModelRecipe& recipe,
+                     const ParallelFor& parallel, ContentHash& source_hash, ProgressMeter& meter,
                      const std::function<Status(std::span<const std::byte>)>& sink);
 
 }  // namespace nibble
