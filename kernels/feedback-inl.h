@@ -317,6 +317,18 @@ HWY_INLINE void PackLane(const BlockRun<F>& run, size_t lanes, size_t l, std::by
   std::memcpy(out, &block, sizeof(block));
 }
 
+// The same, unpacked.
+template <class F>
+HWY_INLINE void SaveLane(const BlockRun<F>& run, size_t lanes, size_t l, BlockState& state) {
+  state.d = run.scales.d[l];
+  state.min_d = run.scales.min_d[l];
+  for (size_t g = 0; g < F::kGroups; ++g) {
+    state.scale[g] = run.scales.scale[g * lanes + l];
+    state.min[g] = run.scales.min[g * lanes + l];
+  }
+  for (size_t i = 0; i < F::kWeights; ++i) state.codes[i] = run.codes[i * lanes + l];
+}
+
 template <class F, class D>
 void EncodeChunk(D d, const FeedbackChunk& chunk, const FeedbackOptions& options, double* losses) {
   const size_t lanes = hn::Lanes(d), cols = static_cast<size_t>(chunk.cols);
@@ -356,6 +368,10 @@ void EncodeChunk(D d, const FeedbackChunk& chunk, const FeedbackOptions& options
         PackLane<F>(run[0], lanes, l,
                     chunk.blocks + static_cast<size_t>(r) * chunk.block_stride +
                         b / F::kWeights * sizeof(typename F::Block));
+        if (chunk.states != nullptr) {
+          SaveLane<F>(run[0], lanes, l,
+                      chunk.states[r * chunk.state_stride + static_cast<int64_t>(b / F::kWeights)]);
+        }
         float* errors = chunk.errors + r * chunk.row_stride + b;
         for (size_t i = 0; i < F::kWeights; ++i) errors[i] = run[0].errors[i * lanes + l];
         losses[r] += lane_loss[l];

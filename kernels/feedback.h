@@ -15,6 +15,13 @@ struct FeedbackOptions {
   int round_reach = 1;  // integers tried then
 };
 
+// A block before it is packed: what a refinement starts from.
+struct BlockState {
+  float d, min_d;
+  float scale[16], min[16];
+  float codes[256];
+};
+
 // Some columns of some rows.
 struct FeedbackChunk {
   const float* weights;        // [rows, cols]: w
@@ -26,7 +33,33 @@ struct FeedbackChunk {
   const float* diagonal;  // D [cols]
   std::byte* blocks;      // out: row r's blocks at blocks + r * block_stride
   size_t block_stride = 0;
-  float* errors;  // out [rows, cols]: w - q
+  float* errors;                 // out [rows, cols]: w - q
+  BlockState* states = nullptr;  // out, unless null: row r's from states + r * state_stride
+  int64_t state_stride = 0;
+};
+
+struct RefineOptions {
+  int passes = 2;
+  int reach = 1;  // integers tried to either side of a group's scale and minimum
+};
+
+// A block of some rows that are encoded already.
+struct RefineChunk {
+  const float* weights;        // [rows, cols]: w
+  const float* gradients;      // [rows, cols], dense: (e H), e of all columns of the matrix
+  int64_t rows = 0, cols = 0;  // cols: one block of the format's
+  int64_t row_stride = 0;      // of weights and errors
+  const float* hessian;        // H of the chunk's columns
+  int64_t hessian_stride = 0;
+  // Of each group of FeedbackGroup() columns, H_GG: its T and D, and its inverse [group, group].
+  const float* factors;
+  const float* diagonals;
+  const float* inverses;
+  float* errors;       // in and out
+  BlockState* states;  // in and out
+  int64_t state_stride = 0;
+  std::byte* blocks;  // out
+  size_t block_stride = 0;
 };
 
 // Whether a format has an encoder with feedback.
@@ -35,6 +68,12 @@ bool HasFeedback(Format format);
 // Adds each row's sum_j D_j (v_j - q_j)^2 to losses[row].
 void EncodeWithFeedback(Format format, const FeedbackChunk& chunk, const FeedbackOptions& options,
                         double* losses);
+
+// Columns that share a scale.
+int64_t FeedbackGroup(Format format);
+
+// Refines codes and scales, see feedback_refine-inl.h.
+void RefineWithFeedback(Format format, const RefineChunk& chunk, const RefineOptions& options);
 
 }  // namespace nibble
 

@@ -180,12 +180,12 @@ TEST(Gptq, WithoutCorrelationItIsNoWorseThanTheSearch) {
 class GptqTargets : public EveryTarget {};
 
 TEST_P(GptqTargets, GivesTheSameBytesForAnyThreads) {
-  const int64_t rows = 150, cols = 320;
+  const int64_t rows = 70, cols = 512;
   const std::vector<float> w = Matrix(rows, cols, 21);
   const Hessian hessian = HessianOf(Inputs(700, cols, 22), cols);
   ThreadPool pool(2);
   static std::map<Format, std::vector<std::byte>> first;  // of the first target
-  for (const Format format : {Format::kQ4_0, Format::kQ5_1, Format::kIQ4_NL}) {
+  for (const Format format : {Format::kQ4_0, Format::kQ5_1, Format::kIQ4_NL, Format::kQ4_K}) {
     for (const bool threads : {false, true}) {
       GptqOptions options;
       options.sweeps = 1;

@@ -42,8 +42,8 @@ struct GptqOptions {
   // Share of the mean diagonal that is added to the diagonal; grows tenfold as long as the Hessian
   // is not positive definite.
   double damping = 0.01;
-  // Further passes over the columns, each chunk against the errors of all others; a row keeps a
-  // chunk only where its output error falls.
+  // Further passes over the columns: codes and scales of each group again, given the errors of all
+  // other columns. A row's error never rises.
   int sweeps = 2;
   ParallelFor parallel;
 };

@@ -151,8 +151,9 @@ class Runner {
   // The logits of rows of Forward's output: out f32 [rows, vocab_size].
   Status Logits(TensorView hidden, MutableTensorView out);
 
- private:
   struct Impl;
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

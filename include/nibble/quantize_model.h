@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "nibble/model_source.h"
 #include "nibble/parallel.h"
 #include "nibble/quantize.h"
+#include "nibble/quantized_tensor.h"
 #include "nibble/status.h"
 
 namespace nibble {
@@ -82,6 +84,9 @@ struct ModelRunOptions {
   ParallelFor parallel;
   // Called between pieces of work, on the calling thread; false cancels.
   std::function<bool(const ModelProgress&)> progress;
+  // Tensors quantized beforehand, by name (see calibrate.h): WriteModel takes them as they are. They
+  // must have the formats and shapes of the plan. The recipe alone does not give such a file again.
+  const std::map<std::string, QuantizedTensor, std::less<>>* ready = nullptr;
 };
 
 struct ModelHashes {

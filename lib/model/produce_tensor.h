@@ -23,6 +23,7 @@ inline constexpr const char* kPure = "nibble.pure";
 inline constexpr const char* kTensorTypes = "nibble.tensor_types";
 inline constexpr const char* kClamp = "nibble.clamp";
 inline constexpr const char* kImportanceHash = "nibble.importance_hash";
+inline constexpr const char* kReadyTensors = "nibble.ready_tensors";
 inline constexpr const char* kSourceHash = "nibble.source_hash";
 inline constexpr const char* kContentHash = "nibble.content_hash";
 }  // namespace recipe_key

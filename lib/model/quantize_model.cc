@@ -248,6 +248,39 @@ std::vector<std::string> ExistingTargets(const std::string& target, bool sharded
   return found;
 }
 
+// --- Tensors made beforehand. ---
+
+using ReadyTensors = std::map<std::string, QuantizedTensor, std::less<>>;
+
+Status CheckReady(const ModelPlan& plan, const ReadyTensors& ready) {
+  size_t used = 0;
+  for (const TensorTask& task : plan.tensors) {
+    const auto it = ready.find(task.source->name);
+    if (it == ready.end()) continue;
+    ++used;
+    const QuantizedTensor& tensor = it->second;
+    if (!tensor.is_block_format() || tensor.format() != task.choice.format ||
+        tensor.rows() != task.source->rows() || tensor.cols() != task.source->cols()) {
+      return InvalidArgument("the ready tensor " + it->first + " is not as planned");
+    }
+  }
+  return used == ready.size() ? OkStatus()
+                              : InvalidArgument("a ready tensor is none of the model's");
+}
+
+// As ProduceTensor.
+Status PassReady(const ModelSource& source, const ModelTensor& in, const QuantizedTensor& tensor,
+                 ContentHash& source_hash, ProgressMeter& meter,
+                 const std::function<Status(std::span<const std::byte>)>& sink) {
+  NIBBLE_RETURN_IF_ERROR(meter.Begin(in.name));
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer data, source.Read(in));
+  source_hash.BeginTensor(in);
+  source_hash.Add(data.bytes());
+  NIBBLE_RETURN_IF_ERROR(sink(tensor.plane(Plane::kCodes).bytes()));
+  source.Release(in);
+  return meter.Advance(Weights(in));
+}
+
 }  // namespace
 
 std::vector<GgufTensorInfo> ModelPlan::Layout() const {
@@ -337,8 +370,14 @@ Result<ModelHashes> WriteModel(const ModelSource& source, const ModelPlan& plan,
                                const std::string& target, const GgufWriteOptions& files,
                                const ModelRunOptions& options) {
   const std::vector<GgufTensorInfo> layout = plan.Layout();
-  NIBBLE_ASSIGN_OR_RETURN(GgufWriter writer,
-                          GgufWriter::Create(target, plan.metadata, layout, files));
+  static const ReadyTensors kNone;
+  const ReadyTensors& ready = options.ready != nullptr ? *options.ready : kNone;
+  NIBBLE_RETURN_IF_ERROR(CheckReady(plan, ready));
+  GgufMetadata metadata = plan.metadata;
+  if (!ready.empty()) {
+    metadata.Set(recipe_key::kReadyTensors, static_cast<uint32_t>(ready.size()));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(GgufWriter writer, GgufWriter::Create(target, metadata, layout, files));
   ContentHash source_hash, content_hash;
   ProgressMeter meter(options, plan.tensors.size(), plan.weights());
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
@@ -347,8 +386,12 @@ Result<ModelHashes> WriteModel(const ModelSource& source, const ModelPlan& plan,
       content_hash.Add(bytes);
       return writer.Append(bytes);
     };
-    NIBBLE_RETURN_IF_ERROR(ProduceTensor(source, plan.tensors[i], plan.recipe, options.parallel,
-                                         source_hash, meter, sink));
+    const ModelTensor& in = *plan.tensors[i].source;
+    const auto made = ready.find(in.name);
+    NIBBLE_RETURN_IF_ERROR(made != ready.end()
+                               ? PassReady(source, in, made->second, source_hash, meter, sink)
+                               : ProduceTensor(source, plan.tensors[i], plan.recipe,
+                                               options.parallel, source_hash, meter, sink));
   }
   const ModelHashes hashes = {source_hash.Hex(), content_hash.Hex()};
   NIBBLE_RETURN_IF_ERROR(writer.Amend(recipe_key::kSourceHash, hashes.source));

@@ -5,8 +5,7 @@
 #include <string>
 
 #include "kernels/transformer.h"
-#include "lib/model/kv_cache.h"
-#include "lib/model/weights.h"
+#include "lib/model/runner_impl.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -15,80 +14,7 @@ namespace {
 // Query tokens that share one pass over the keys.
 constexpr int64_t kQueryBlock = 16;
 
-// The angle of one position for each pair of dimensions.
-class RopeTable {
- public:
-  RopeTable(const RopeConfig& rope, const std::vector<float>& divisors) : pairs_(rope.dims / 2) {
-    const double dims = static_cast<double>(rope.dims);
-    // YaRN: the pair whose wavelength fits `turns` times into the original context.
-    const auto pair_of = [&](double turns) {
-      return dims * std::log(static_cast<double>(rope.yarn_original_context) / (turns * 2 * M_PI)) /
-             (2 * std::log(rope.base));
-    };
-    for (int64_t i = 0; i < pairs_; ++i) {
-      double frequency =
-          std::pow(static_cast<double>(rope.base), -2.0 * static_cast<double>(i) / dims);
-      if (!divisors.empty()) frequency /= divisors[static_cast<size_t>(i)];
-      if (rope.yarn_factor > 1) {
-        const double low = std::max(0.0, std::floor(pair_of(rope.yarn_beta_fast)));
-        const double high = std::min(dims - 1, std::ceil(pair_of(rope.yarn_beta_slow)));
-        const double ramp =
-            std::clamp((static_cast<double>(i) - low) / std::max(0.001, high - low), 0.0, 1.0);
-        frequency = frequency / rope.yarn_factor * ramp + frequency * (1 - ramp);
-      }
-      frequencies_.push_back(frequency * rope.scale);
-    }
-    if (rope.yarn_factor > 1) {
-      magnitude_ = rope.yarn_attention_factor * (1.0 + 0.1 * std::log(rope.yarn_factor));
-    }
-  }
-
-  // Cosines and sines of `position`, `pairs` each.
-  void Fill(int64_t position, float* cosines, float* sines) const {
-    for (int64_t i = 0; i < pairs_; ++i) {
-      const double angle = static_cast<double>(position) * frequencies_[static_cast<size_t>(i)];
-      cosines[i] = static_cast<float>(std::cos(angle) * magnitude_);
-      sines[i] = static_cast<float>(std::sin(angle) * magnitude_);
-    }
-  }
-
-  int64_t pairs() const { return pairs_; }
-
- private:
-  int64_t pairs_;
-  double magnitude_ = 1.0;
-  std::vector<double> frequencies_;
-};
-
-// The tokens of one input inside the batch.
-struct Span {
-  KvCache::Impl::Sequence* sequence;
-  int64_t begin, count;  // rows of the batch
-};
-
 }  // namespace
-
-struct Runner::Impl {
-  Impl(const Model& m, RunnerOptions o)
-      : model(m), options(std::move(o)), rope(m.config().rope, m.weights().rope_divisors) {}
-
-  Model model;
-  RunnerOptions options;
-  RopeTable rope;
-  // Activations of one batch, by row.
-  std::vector<float> x, normed, query, key, value, attended, gate, up, cosines, sines;
-
-  Status Multiply(const Linear& linear, const float* input, int64_t rows, float* out,
-                  bool accumulate = false);
-  Status Embed(std::span<const SequenceInput> inputs);
-  void NormRows(const std::vector<float>& weight, const float* input, int64_t rows, float* out);
-  void TurnAndStore(KvCache::Impl& cache, const DecoderLayer& layer, int64_t layer_index,
-                    const std::vector<Span>& spans);
-  void Attend(KvCache::Impl& cache, int64_t layer_index, const std::vector<Span>& spans);
-  Status FeedForward(const DecoderLayer& layer, int64_t rows);
-  Status AllLayers(KvCache::Impl& cache, std::span<const SequenceInput> inputs,
-                   const std::vector<Span>& spans, int64_t rows, std::vector<float>* hidden);
-};
 
 Status Runner::Impl::Multiply(const Linear& linear, const float* input, int64_t rows, float* out,
                               bool accumulate) {
@@ -235,25 +161,7 @@ void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
   });
 }
 
-Status Runner::Impl::FeedForward(const DecoderLayer& layer, int64_t rows) {
-  const ModelConfig& c = model.config();
-  NormRows(layer.ffn_norm, x.data(), rows, normed.data());
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.gate, normed.data(), rows, gate.data()));
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.up, normed.data(), rows, up.data()));
-  options.parallel(rows, [&](int64_t r, int) {
-    float* g = gate.data() + r * c.ffn_width;
-    const float* u = up.data() + r * c.ffn_width;
-    if (c.activation == Activation::kSilu)
-      SiluMultiply(g, u, c.ffn_width, g);
-    else
-      GeluMultiply(g, u, c.ffn_width, g);
-  });
-  return Multiply(layer.down, gate.data(), rows, x.data(), /*accumulate=*/true);
-}
-
-Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInput> inputs,
-                               const std::vector<Span>& spans, int64_t rows,
-                               std::vector<float>* hidden) {
+void Runner::Impl::Prepare(const std::vector<Span>& spans, int64_t rows) {
   const ModelConfig& c = model.config();
   const auto room = [rows](std::vector<float>& v, int64_t width) {
     v.resize(static_cast<size_t>(rows * width));
@@ -268,7 +176,6 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
   room(up, c.ffn_width);
   room(cosines, rope.pairs());
   room(sines, rope.pairs());
-  NIBBLE_RETURN_IF_ERROR(Embed(inputs));
   for (const Span& span : spans) {
     for (int64_t i = 0; i < span.count; ++i) {
       const int64_t row = span.begin + i;
@@ -276,14 +183,44 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
                 sines.data() + row * rope.pairs());
     }
   }
+}
+
+Status Runner::Impl::Attention(KvCache::Impl& cache, const DecoderLayer& layer, int64_t layer_index,
+                               const std::vector<Span>& spans, int64_t rows) {
+  NormRows(layer.attention_norm, x.data(), rows, normed.data());
+  NIBBLE_RETURN_IF_ERROR(Multiply(layer.query, normed.data(), rows, query.data()));
+  NIBBLE_RETURN_IF_ERROR(Multiply(layer.key, normed.data(), rows, key.data()));
+  NIBBLE_RETURN_IF_ERROR(Multiply(layer.value, normed.data(), rows, value.data()));
+  TurnAndStore(cache, layer, layer_index, spans);
+  Attend(cache, layer_index, spans);
+  return OkStatus();
+}
+
+Status Runner::Impl::FeedForward(const DecoderLayer& layer, int64_t rows) {
+  const ModelConfig& c = model.config();
+  NormRows(layer.ffn_norm, x.data(), rows, normed.data());
+  NIBBLE_RETURN_IF_ERROR(Multiply(layer.gate, normed.data(), rows, gate.data()));
+  NIBBLE_RETURN_IF_ERROR(Multiply(layer.up, normed.data(), rows, up.data()));
+  options.parallel(rows, [&](int64_t r, int) {
+    float* g = gate.data() + r * c.ffn_width;
+    const float* u = up.data() + r * c.ffn_width;
+    if (c.activation == Activation::kSilu)
+      SiluMultiply(g, u, c.ffn_width, g);
+    else
+      GeluMultiply(g, u, c.ffn_width, g);
+  });
+  return OkStatus();
+}
+
+Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInput> inputs,
+                               const std::vector<Span>& spans, int64_t rows,
+                               std::vector<float>* hidden) {
+  const ModelConfig& c = model.config();
+  Prepare(spans, rows);
+  NIBBLE_RETURN_IF_ERROR(Embed(inputs));
   for (int64_t l = 0; l < c.layers; ++l) {
     const DecoderLayer& layer = model.weights().layers[static_cast<size_t>(l)];
-    NormRows(layer.attention_norm, x.data(), rows, normed.data());
-    NIBBLE_RETURN_IF_ERROR(Multiply(layer.query, normed.data(), rows, query.data()));
-    NIBBLE_RETURN_IF_ERROR(Multiply(layer.key, normed.data(), rows, key.data()));
-    NIBBLE_RETURN_IF_ERROR(Multiply(layer.value, normed.data(), rows, value.data()));
-    TurnAndStore(cache, layer, l, spans);
-    Attend(cache, l, spans);
+    NIBBLE_RETURN_IF_ERROR(Attention(cache, layer, l, spans, rows));
     if (l == c.layers - 1) {
       // Nobody attends to what follows: only the wanted rows go on.
       int64_t kept = 0;
@@ -301,6 +238,7 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
     NIBBLE_RETURN_IF_ERROR(
         Multiply(layer.attention_output, attended.data(), rows, x.data(), /*accumulate=*/true));
     NIBBLE_RETURN_IF_ERROR(FeedForward(layer, rows));
+    NIBBLE_RETURN_IF_ERROR(Multiply(layer.down, gate.data(), rows, x.data(), /*accumulate=*/true));
   }
   hidden->resize(static_cast<size_t>(rows * c.width));
   NormRows(model.weights().output_norm, x.data(), rows, hidden->data());

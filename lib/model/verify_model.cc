@@ -106,6 +106,9 @@ Result<ModelRecipe> ReadRecipe(const GgufMetadata& metadata, bool* has_importanc
   if (*version != NIBBLE_VERSION) {
     return Unsupported("made by version " + *version + " of nibble; this is " NIBBLE_VERSION);
   }
+  if (metadata.Find(recipe_key::kReadyTensors) != nullptr) {
+    return Unsupported("tensors were quantized outside the recipe, which cannot make them again");
+  }
   recipe.type = *type;
   recipe.pure = metadata.GetBool(recipe_key::kPure).ok();
   if (metadata.GetBool(recipe_key::kClamp).ok()) recipe.non_finite = NonFinite::kClamp;

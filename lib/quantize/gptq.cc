@@ -2,7 +2,6 @@
 
 #include <Eigen/Cholesky>
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -32,10 +31,10 @@ std::vector<Chunk> ChunksOf(int64_t cols) {
   return chunks;
 }
 
-// What the sweeps need of a chunk: its own part of the Hessian, factored and inverted.
-struct ChunkHessian {
-  FeedbackFactor factor;
-  RowMatrix inverse;
+// What the sweeps need of each group of columns with a scale of their own: its part H_GG of the
+// Hessian, factored and inverted, one [group, group] matrix after another.
+struct GroupHessians {
+  std::vector<float> factors, diagonals, inverses;
 };
 
 // Everything that the tasks share.
@@ -46,7 +45,8 @@ struct Job {
   RowMatrix hessian;  // damped
   FeedbackFactor factor;
   std::vector<Chunk> chunks;
-  std::vector<ChunkHessian> local;  // empty without sweeps
+  GroupHessians groups;  // empty without sweeps
+  RefineOptions refine;
 };
 
 // A slab of rows on its way.
@@ -56,7 +56,8 @@ class Slab {
       : job_(job),
         weights_(std::move(weights)),
         errors_(RowMatrix::Zero(weights_.rows(), job.cols)),
-        blocks_(blocks) {}
+        blocks_(blocks),
+        states_(static_cast<size_t>(weights_.rows() * RowBlocks())) {}
 
   // From left to right, each chunk with the feedback of all before it.
   void FirstPass() {
@@ -77,36 +78,30 @@ class Slab {
     }
   }
 
-  // Each chunk again, given the errors of all others: with S the chunk's columns, what is minimised
-  // is (e + s) H_SS (e + s)^T for s = (e_rest H_rest,S) H_SS^-1.
+  // Codes and scales of each block again, given the errors of all others.
   void Sweep() {
-    for (size_t c = 0; c < job_.chunks.size(); ++c) {
-      const Chunk& chunk = job_.chunks[c];
-      const ChunkHessian& local = job_.local[c];
-      const int64_t rows = weights_.rows();
-      const auto block = job_.hessian.block(chunk.first, chunk.first, chunk.count, chunk.count);
-      const RowMatrix old_error = errors_.middleCols(chunk.first, chunk.count);
-      RowMatrix pull = errors_ * job_.hessian.middleCols(chunk.first, chunk.count);
-      pull.noalias() -= old_error * block;
-      const RowMatrix shift = pull * local.inverse;
-      const RowMatrix target = weights_.middleCols(chunk.first, chunk.count) + shift;
-      const size_t chunk_bytes = ChunkBytes(chunk);
-      std::vector<std::byte> fresh(static_cast<size_t>(rows) * chunk_bytes);
-      std::vector<double> losses(static_cast<size_t>(rows));
-      RowMatrix error(rows, chunk.count);
-      Encode(chunk, target, target, local.factor.unit, local.factor.diagonal, fresh.data(),
-             chunk_bytes, &error, &losses);
-      const RowMatrix old_shifted = old_error + shift;
-      const RowMatrix old_product = old_shifted * block;
-      const RowMatrix new_product = error * block;
-      for (int64_t r = 0; r < rows; ++r) {
-        const float old_loss = old_product.row(r).dot(old_shifted.row(r));
-        const float new_loss = new_product.row(r).dot(error.row(r));
-        if (!(new_loss < old_loss)) continue;
-        errors_.row(r).segment(chunk.first, chunk.count) = error.row(r) - shift.row(r);
-        std::memcpy(blocks_ + static_cast<size_t>(r) * job_.row_bytes + ChunkOffset(chunk),
-                    fresh.data() + static_cast<size_t>(r) * chunk_bytes, chunk_bytes);
-      }
+    const int64_t group = FeedbackGroup(job_.format);
+    const int64_t block = GetFormatInfo(job_.format).block_weights;
+    for (int64_t first = 0; first < job_.cols; first += block) {
+      const Chunk chunk{first, block};
+      const RowMatrix gradients = errors_ * job_.hessian.middleCols(chunk.first, chunk.count);
+      RefineChunk work;
+      work.weights = weights_.data() + chunk.first;
+      work.gradients = gradients.data();
+      work.rows = weights_.rows();
+      work.cols = chunk.count;
+      work.row_stride = job_.cols;
+      work.hessian = job_.hessian.data() + chunk.first * job_.cols + chunk.first;
+      work.hessian_stride = job_.cols;
+      work.factors = job_.groups.factors.data() + chunk.first * group;
+      work.diagonals = job_.groups.diagonals.data() + chunk.first;
+      work.inverses = job_.groups.inverses.data() + chunk.first * group;
+      work.errors = errors_.data() + chunk.first;
+      work.states = states_.data() + FirstBlock(chunk);
+      work.state_stride = RowBlocks();
+      work.blocks = blocks_ + ChunkOffset(chunk);
+      work.block_stride = job_.row_bytes;
+      RefineWithFeedback(job_.format, work, job_.refine);
     }
   }
 
@@ -119,13 +114,12 @@ class Slab {
   const RowMatrix& errors() const { return errors_; }
 
  private:
-  size_t ChunkBytes(const Chunk& chunk) const {
-    const FormatInfo& info = GetFormatInfo(job_.format);
-    return static_cast<size_t>(chunk.count / info.block_weights) * info.block_bytes;
+  int64_t RowBlocks() const { return job_.cols / GetFormatInfo(job_.format).block_weights; }
+  int64_t FirstBlock(const Chunk& chunk) const {
+    return chunk.first / GetFormatInfo(job_.format).block_weights;
   }
   size_t ChunkOffset(const Chunk& chunk) const {
-    const FormatInfo& info = GetFormatInfo(job_.format);
-    return static_cast<size_t>(chunk.first / info.block_weights) * info.block_bytes;
+    return static_cast<size_t>(FirstBlock(chunk)) * GetFormatInfo(job_.format).block_bytes;
   }
 
   void Encode(const Chunk& chunk, const RowMatrix& weight, const RowMatrix& target,
@@ -143,20 +137,31 @@ class Slab {
     work.blocks = blocks;
     work.block_stride = stride;
     work.errors = error->data();
+    work.states = states_.data() + FirstBlock(chunk);
+    work.state_stride = RowBlocks();
     EncodeWithFeedback(job_.format, work, FeedbackOptions{}, losses->data());
   }
 
   const Job& job_;
   RowMatrix weights_, errors_;
   std::byte* blocks_;
+  std::vector<BlockState> states_;
 };
 
-Result<ChunkHessian> LocalHessian(const RowMatrix& hessian, const Chunk& chunk) {
-  const RowMatrix block = hessian.block(chunk.first, chunk.first, chunk.count, chunk.count);
-  NIBBLE_ASSIGN_OR_RETURN(FeedbackFactor factor, FactorHessian(block));
-  const Eigen::MatrixXd identity = Eigen::MatrixXd::Identity(chunk.count, chunk.count);
-  const Eigen::MatrixXd inverse = block.cast<double>().llt().solve(identity);
-  return ChunkHessian{std::move(factor), inverse.cast<float>()};
+Result<GroupHessians> FactorGroups(const RowMatrix& hessian, int64_t group) {
+  GroupHessians groups;
+  const Eigen::MatrixXd identity = Eigen::MatrixXd::Identity(group, group);
+  for (int64_t first = 0; first < hessian.cols(); first += group) {
+    const RowMatrix block = hessian.block(first, first, group, group);
+    NIBBLE_ASSIGN_OR_RETURN(const FeedbackFactor factor, FactorHessian(block));
+    const RowMatrix inverse = block.cast<double>().llt().solve(identity).cast<float>();
+    groups.factors.insert(groups.factors.end(), factor.unit.data(),
+                          factor.unit.data() + group * group);
+    groups.diagonals.insert(groups.diagonals.end(), factor.diagonal.data(),
+                            factor.diagonal.data() + group);
+    groups.inverses.insert(groups.inverses.end(), inverse.data(), inverse.data() + group * group);
+  }
+  return groups;
 }
 
 }  // namespace
@@ -182,10 +187,7 @@ Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const He
   NIBBLE_ASSIGN_OR_RETURN(job.hessian, DampedHessian(hessian, options.damping, &job.factor, &said));
   job.chunks = ChunksOf(weights.cols);
   if (options.sweeps > 0) {
-    for (const Chunk& chunk : job.chunks) {
-      NIBBLE_ASSIGN_OR_RETURN(ChunkHessian local, LocalHessian(job.hessian, chunk));
-      job.local.push_back(std::move(local));
-    }
+    NIBBLE_ASSIGN_OR_RETURN(job.groups, FactorGroups(job.hessian, FeedbackGroup(format)));
   }
   const RowMatrix plain = Eigen::Map<const RowMatrix>(hessian.sums().data(), job.cols, job.cols) /
                           static_cast<float>(hessian.tokens());
