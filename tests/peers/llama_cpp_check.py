@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """Has llama.cpp run a GGUF file and compares it with what PyTorch computed.
 
-    llama_cpp_check.py MODEL.gguf EXPECTED.json [--text FILE] [--loose]
+    llama_cpp_check.py MODEL.gguf EXPECTED.json [--text FILE]
 
-EXPECTED.json holds prompts with their token ids and greedy continuations. Unless --loose is given,
-llama.cpp must cut every prompt into the same tokens and continue it with the same ones. --text adds
+EXPECTED.json holds prompts with their token ids and greedy continuations: llama.cpp must cut every prompt into the same tokens and continue it with the same ones. --text adds
 llama.cpp's perplexity over a text, in windows of one context each, beside those in EXPECTED.json.
 Needs llama-cpp-python and numpy.
 """
@@ -39,7 +38,6 @@ def main():
     parser.add_argument("expected")
     parser.add_argument("--text")
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--loose", action="store_true", help="only require that text comes out")
     arguments = parser.parse_args()
 
     with open(arguments.expected, encoding="utf-8") as file:
@@ -57,8 +55,7 @@ def main():
                 break
         same_prompt = prompt == case["prompt_ids"]
         same = sum(1 for a, b in zip(greedy, wanted) if a == b)
-        exact = same_prompt and greedy == wanted
-        good = exact or (arguments.loose and len(greedy) > 0)
+        good = same_prompt and greedy == wanted
         failures += not good
         print(f"{'ok  ' if good else 'FAIL'} {case['prompt']!r}: prompt tokens "
               f"{'equal' if same_prompt else 'DIFFER'}, {same} of {len(wanted)} greedy tokens equal")
