@@ -13,75 +13,11 @@
 #include "kernels/feedback.h"
 #include "lib/quantize/hessian.h"
 #include "nibble/quantize.h"
+#include "tests/gptq_inputs.h"
 #include "tests/targets.h"
 
 namespace nibble {
 namespace {
-
-// Numbers in (-1, 1), the same on every machine.
-class Noise {
- public:
-  explicit Noise(uint32_t seed) : state_(seed * 2654435761u + 1) {}
-  float Next() {
-    state_ = state_ * 1664525u + 1013904223u;
-    return static_cast<float>(static_cast<int32_t>(state_ >> 8) - (1 << 23)) / (1 << 23);
-  }
-  float NextBell() { return Next() + Next() + Next() + Next(); }
-
- private:
-  uint32_t state_;
-};
-
-std::vector<float> Matrix(int64_t rows, int64_t cols, uint32_t seed) {
-  Noise noise(seed);
-  std::vector<float> m(static_cast<size_t>(rows * cols));
-  for (float& x : m) x = 0.05f * noise.NextBell();
-  return m;
-}
-
-// Inputs whose columns are correlated and of very different size, as activations are.
-std::vector<float> Inputs(int64_t tokens, int64_t cols, uint32_t seed) {
-  Noise noise(seed);
-  std::vector<float> x(static_cast<size_t>(tokens * cols));
-  for (int64_t t = 0; t < tokens; ++t) {
-    float common[4];
-    for (float& c : common) c = noise.NextBell();
-    float* row = x.data() + t * cols;
-    for (int64_t j = 0; j < cols; ++j) {
-      const float size = j % 37 == 5 ? 4.0f : 0.3f + 0.1f * static_cast<float>(j % 11);
-      row[j] = size * (noise.NextBell() + common[j % 4] + (j > 0 ? 0.3f * row[j - 1] : 0.0f));
-    }
-  }
-  return x;
-}
-
-Hessian HessianOf(const std::vector<float>& inputs, int64_t cols) {
-  Hessian hessian(cols);
-  const int64_t tokens = static_cast<int64_t>(inputs.size()) / cols;
-  EXPECT_TRUE(hessian.Add(ViewOf(inputs.data(), tokens, cols)).ok());
-  return hessian;
-}
-
-// Mean over the tokens of |(W - Q) x|^2, from the inputs themselves.
-double OutputError(const std::vector<float>& w, const QuantizedTensor& q,
-                   const std::vector<float>& inputs) {
-  const int64_t rows = q.rows(), cols = q.cols();
-  std::vector<float> decoded(w.size());
-  EXPECT_TRUE(Dequantize(q, ViewOf(decoded.data(), rows, cols)).ok());
-  const int64_t tokens = static_cast<int64_t>(inputs.size()) / cols;
-  double error = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      double y = 0;
-      for (int64_t j = 0; j < cols; ++j) {
-        const size_t at = static_cast<size_t>(r * cols + j);
-        y += (static_cast<double>(w[at]) - decoded[at]) * inputs[static_cast<size_t>(t * cols + j)];
-      }
-      error += y * y;
-    }
-  }
-  return error / static_cast<double>(tokens);
-}
 
 std::vector<Format> FeedbackFormats() {
   std::vector<Format> formats;
@@ -93,7 +29,7 @@ std::vector<Format> FeedbackFormats() {
 
 TEST(Hessian, FactorGivesTheMatrixBack) {
   const int64_t n = 96;
-  const std::vector<float> inputs = Inputs(400, n, 3);
+  const std::vector<float> inputs = CorrelatedInputs(400, n, 3);
   const Hessian hessian = HessianOf(inputs, n);
   const RowMatrix h = Eigen::Map<const RowMatrix>(hessian.sums().data(), n, n) / 400.0f;
   EXPECT_TRUE(h.isApprox(h.transpose(), 0));
@@ -108,7 +44,7 @@ TEST(Hessian, FactorGivesTheMatrixBack) {
 }
 
 TEST(Hessian, PiecesAndMergesAddUp) {
-  const std::vector<float> inputs = Inputs(64, 32, 5);
+  const std::vector<float> inputs = CorrelatedInputs(64, 32, 5);
   const Hessian whole = HessianOf(inputs, 32);
   Hessian pieces(32), other(32);
   ASSERT_TRUE(pieces.Add(ViewOf(inputs.data(), 40, 32)).ok());
@@ -128,7 +64,7 @@ TEST(Hessian, PiecesAndMergesAddUp) {
 
 TEST(Gptq, LowersTheOutputErrorOfEveryFormat) {
   const int64_t rows = 19, cols = 512;  // rows that do not fill the lanes; two chunks
-  const std::vector<float> w = Matrix(rows, cols, 1), inputs = Inputs(1024, cols, 2);
+  const std::vector<float> w = BellMatrix(rows, cols, 1), inputs = CorrelatedInputs(1024, cols, 2);
   const Hessian hessian = HessianOf(inputs, cols);
   const std::vector<float> importance = hessian.MeanSquares();
   for (const Format format : FeedbackFormats()) {
@@ -157,7 +93,7 @@ TEST(Gptq, LowersTheOutputErrorOfEveryFormat) {
 
 TEST(Gptq, WithoutCorrelationItIsNoWorseThanTheSearch) {
   const int64_t rows = 16, cols = 256;
-  const std::vector<float> w = Matrix(rows, cols, 9);
+  const std::vector<float> w = BellMatrix(rows, cols, 9);
   // Every column alone, with its own size: the Hessian is diagonal.
   std::vector<float> inputs(static_cast<size_t>(cols * cols));
   for (int64_t j = 0; j < cols; ++j)
@@ -181,8 +117,8 @@ class GptqTargets : public EveryTarget {};
 
 TEST_P(GptqTargets, GivesTheSameBytesForAnyThreads) {
   const int64_t rows = 70, cols = 512;
-  const std::vector<float> w = Matrix(rows, cols, 21);
-  const Hessian hessian = HessianOf(Inputs(700, cols, 22), cols);
+  const std::vector<float> w = BellMatrix(rows, cols, 21);
+  const Hessian hessian = HessianOf(CorrelatedInputs(700, cols, 22), cols);
   ThreadPool pool(2);
   static std::map<Format, std::vector<std::byte>> first;  // of the first target
   for (const Format format : {Format::kQ4_0, Format::kQ5_1, Format::kIQ4_NL, Format::kQ4_K}) {
@@ -203,8 +139,9 @@ NIBBLE_ON_EVERY_TARGET(GptqTargets);
 
 TEST(Gptq, HandlesDeadColumnsAndSingularHessians) {
   const int64_t rows = 8, cols = 256;
-  const std::vector<float> w = Matrix(rows, cols, 31);
-  std::vector<float> inputs = Inputs(40, cols, 32);  // fewer tokens than columns: singular
+  const std::vector<float> w = BellMatrix(rows, cols, 31);
+  std::vector<float> inputs =
+      CorrelatedInputs(40, cols, 32);  // fewer tokens than columns: singular
   for (size_t t = 0; t < 40; ++t) inputs[t * 256 + 17] = inputs[t * 256 + 200] = 0;
   const Hessian hessian = HessianOf(inputs, cols);
   GptqOptions options;
@@ -224,8 +161,8 @@ TEST(Gptq, HandlesDeadColumnsAndSingularHessians) {
 }
 
 TEST(Gptq, RefusesWhatItCannotDo) {
-  const std::vector<float> w = Matrix(2, 256, 41);
-  const Hessian hessian = HessianOf(Inputs(16, 256, 42), 256);
+  const std::vector<float> w = BellMatrix(2, 256, 41);
+  const Hessian hessian = HessianOf(CorrelatedInputs(16, 256, 42), 256);
   const auto message = [&](TensorView view, Format format, const Hessian& h) {
     const auto result = QuantizeGptq(view, format, h);
     return result.ok() ? std::string("fine") : result.status().message();

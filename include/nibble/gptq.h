@@ -4,11 +4,13 @@
 #define NIBBLE_GPTQ_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "nibble/format.h"
 #include "nibble/parallel.h"
 #include "nibble/quantized_tensor.h"
+#include "nibble/scheme.h"
 #include "nibble/status.h"
 #include "nibble/tensor.h"
 
@@ -45,6 +47,19 @@ struct GptqOptions {
   // Further passes over the columns: codes and scales of each group again, given the errors of all
   // other columns. A row's error never rises.
   int sweeps = 2;
+
+  // Of planar schemes, whose groups are taken in one pass:
+  // Columns in the order of falling mean square of their inputs: the largest are rounded first,
+  // when most others can still make good for them. Groups of consecutive columns of that order need
+  // a scheme with a group index.
+  bool act_order = false;
+  // Scales are fixed before the pass, from the weights as they are, for groups as they lie in the
+  // file: act-order without a group index.
+  bool static_groups = false;
+  // Scales are chosen by the error that is left after feedback; false: from the range alone, as
+  // published.
+  bool search_scales = true;
+
   ParallelFor parallel;
 };
 
@@ -61,6 +76,13 @@ struct GptqReport {
 // that is left after feedback, super-scales refitted to the codes.
 Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
                                      const GptqOptions& options = {}, GptqReport* report = nullptr);
+
+// The same to a planar scheme of any code; per channel and per tensor the scales are fixed before
+// the pass. `table` as for Quantize(). Doubly quantized scales need static groups.
+Result<QuantizedTensor> QuantizeGptq(TensorView weights, const Scheme& scheme,
+                                     const Hessian& hessian, const GptqOptions& options = {},
+                                     GptqReport* report = nullptr,
+                                     std::span<const float> table = {});
 
 }  // namespace nibble
 

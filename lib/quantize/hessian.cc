@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 namespace nibble {
 
@@ -82,24 +83,33 @@ Result<FeedbackFactor> FactorHessian(const Eigen::Ref<const RowMatrix>& hessian)
   return factor;
 }
 
-Result<RowMatrix> DampedHessian(const Hessian& hessian, double damping, FeedbackFactor* factor,
-                                GptqReport* report) {
+Result<RowMatrix> MeanHessian(const Hessian& hessian) {
   if (hessian.tokens() == 0) return InvalidArgument("the Hessian has seen no token");
   const int64_t cols = hessian.cols();
   const Eigen::Map<const RowMatrix> sums(hessian.sums().data(), cols, cols);
-  RowMatrix h = sums / static_cast<float>(hessian.tokens());
-  const float mean = h.diagonal().mean();
-  if (!std::isfinite(mean)) return InvalidArgument("the Hessian is not finite");
-  const float unit = mean > 0 ? mean : 1.0f;
+  RowMatrix mean = sums / static_cast<float>(hessian.tokens());
+  if (!std::isfinite(mean.diagonal().sum())) return InvalidArgument("the Hessian is not finite");
+  return mean;
+}
+
+Result<RowMatrix> DampedHessian(const Hessian& hessian, double damping, FeedbackFactor* factor,
+                                GptqReport* report) {
+  NIBBLE_ASSIGN_OR_RETURN(RowMatrix mean, MeanHessian(hessian));
+  return Damp(std::move(mean), damping, factor, report);
+}
+
+Result<RowMatrix> Damp(RowMatrix mean, double damping, FeedbackFactor* factor, GptqReport* report) {
+  const float average = mean.diagonal().mean();
+  const float unit = average > 0 ? average : 1.0f;
   report->dead_columns = 0;
-  for (int64_t j = 0; j < cols; ++j) {
-    if (h(j, j) == 0) {
+  for (int64_t j = 0; j < mean.cols(); ++j) {
+    if (mean(j, j) == 0) {
       ++report->dead_columns;
-      h(j, j) = unit;
+      mean(j, j) = unit;
     }
   }
   for (double share = damping;; share = std::max(share * 10, 1e-6)) {
-    RowMatrix damped = h;
+    RowMatrix damped = mean;
     damped.diagonal().array() += static_cast<float>(share) * unit;
     Result<FeedbackFactor> result = FactorHessian(damped);
     if (result.ok()) {

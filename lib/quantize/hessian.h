@@ -20,8 +20,13 @@ struct FeedbackFactor {
 // Fails (kInvalidArgument) where H is not positive definite.
 Result<FeedbackFactor> FactorHessian(const Eigen::Ref<const RowMatrix>& hessian);
 
-// H / tokens plus damping: columns that were always zero get a diagonal, the rest what is needed
-// for H to be positive definite. Writes what it did to `report`.
+// H / tokens. Fails where there was no token, or its diagonal is not finite.
+Result<RowMatrix> MeanHessian(const Hessian& hessian);
+
+// `mean` plus damping: columns that were always zero get a diagonal, the rest what is needed for it
+// to be positive definite. Writes what it did to `report`.
+Result<RowMatrix> Damp(RowMatrix mean, double damping, FeedbackFactor* factor, GptqReport* report);
+// Both.
 Result<RowMatrix> DampedHessian(const Hessian& hessian, double damping, FeedbackFactor* factor,
                                 GptqReport* report);
 
