@@ -4,9 +4,12 @@
 //
 //   void UnpackCodes(const Block& b, int8_t* codes)                  codes[kWeights]
 //   void UnpackScales(const Block& b, float* scales, float* mins)    [kWeights / kGroup] each; mins
-//   is
 //                                                                    written where the codec
 //                                                                    kHasMin
+//   void VisitCodes(const Block& b, sink)                            for products, which need not
+//                                                                    store the codes:
+//     sink(d, stored, i) gets codes i, i + 1, ... of the block as a vector of unsigned bytes with
+//     tag d, each code plus kStoredOffset<Block>.
 //
 // Included once per target, from files that Highway's foreach_target.h compiles.
 #if defined(NIBBLE_KERNELS_UNPACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -63,11 +66,6 @@ HWY_INLINE V HighNibble(D, V bytes) {
   return hn::ShiftRight<4>(bytes);
 }
 
-template <class D, class V>
-HWY_INLINE V SubtractByte(D d, V codes, uint8_t offset) {
-  return hn::Sub(codes, hn::Set(d, offset));
-}
-
 template <class D>
 HWY_INLINE void StoreCodes(D d, hn::VFromD<D> codes, int8_t* to) {
   hn::StoreU(codes, d, reinterpret_cast<uint8_t*>(to));
@@ -85,51 +83,60 @@ HWY_INLINE V BytesWithBit(D d, V bytes, uint8_t bit, uint8_t value) {
   return hn::IfThenElseZero(hn::TestBit(bytes, hn::Set(d, bit)), hn::Set(d, value));
 }
 
-// 16 entries, the same in every 16 bytes.
+// 16 entries plus 128, the same in every 16 bytes.
 template <class D>
-HWY_INLINE hn::VFromD<D> Table16(D d, const int8_t* table) {
-  return hn::LoadDup128(d, reinterpret_cast<const uint8_t*>(table));
+HWY_INLINE hn::VFromD<D> StoredTable16(D d, const int8_t* table) {
+  const auto entries = hn::LoadDup128(d, reinterpret_cast<const uint8_t*>(table));
+  return hn::Xor(entries, hn::Set(d, uint8_t{128}));
 }
 
 // 32 nibbles in 16 bytes, low halves first: map(d, nibbles, index of the first) gives the codes.
-template <class Map>
-HWY_INLINE void MapSplitNibbles(const uint8_t* qs, int8_t* codes, const Map& map) {
+template <class Sink, class Map>
+HWY_INLINE void VisitSplitNibbles(const uint8_t* qs, const Sink& sink, const Map& map) {
+#if HWY_MAX_BYTES >= 32 && !HWY_HAVE_SCALABLE
+  const Bytes32 d;
+  const hn::Repartition<uint32_t, Bytes32> d32;
+  const hn::Half<decltype(d32)> half;
+  const auto shifts = hn::Combine(d32, hn::Set(half, 4u), hn::Zero(half));
+  const auto bytes = hn::BitCast(d, hn::Shr(hn::BitCast(d32, hn::LoadDup128(d, qs)), shifts));
+  sink(d, map(d, LowNibble(d, bytes), 0), 0);
+#else
   const Bytes16 d;
   for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
     const auto bytes = hn::LoadU(d, qs + i);
-    StoreCodes(d, map(d, LowNibble(d, bytes), i), codes + i);
-    StoreCodes(d, map(d, HighNibble(d, bytes), i + 16), codes + i + 16);
+    sink(d, map(d, LowNibble(d, bytes), i), i);
+    sink(d, map(d, HighNibble(d, bytes), i + 16), i + 16);
   }
+#endif
 }
 
 // 256 nibbles in 128 bytes: 32 bytes hold 64 weights, low halves first.
-template <class Map>
-HWY_INLINE void MapKNibbles(const uint8_t* qs, int8_t* codes, const Map& map) {
+template <class Sink, class Map>
+HWY_INLINE void VisitKNibbles(const uint8_t* qs, const Sink& sink, const Map& map) {
   const Bytes32 d;
   for (size_t run = 0; run < 4; ++run) {
     for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
       const auto bytes = hn::LoadU(d, qs + 32 * run + i);
-      StoreCodes(d, map(d, LowNibble(d, bytes), 64 * run + i), codes + 64 * run + i);
-      StoreCodes(d, map(d, HighNibble(d, bytes), 64 * run + 32 + i), codes + 64 * run + 32 + i);
+      sink(d, map(d, LowNibble(d, bytes), 64 * run + i), 64 * run + i);
+      sink(d, map(d, HighNibble(d, bytes), 64 * run + 32 + i), 64 * run + 32 + i);
     }
   }
 }
 
 // 256 codes of two bits in 64 bytes: 32 bytes hold 128 weights, in four runs of 32, lowest bits
 // first. map(d, two bits, byte within the run, run).
-template <class Map>
-HWY_INLINE void MapTwoBits(const uint8_t* qs, int8_t* codes, const Map& map) {
+template <class Sink, class Map>
+HWY_INLINE void VisitTwoBits(const uint8_t* qs, const Sink& sink, const Map& map) {
   const Bytes32 d;
   const auto three = hn::Set(d, uint8_t{3});
   for (size_t half = 0; half < 2; ++half) {
     for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
       const auto bytes = hn::LoadU(d, qs + 32 * half + i);
-      int8_t* to = codes + 128 * half + i;
-      const size_t run = 4 * half;
-      StoreCodes(d, map(d, hn::And(bytes, three), i, run), to);
-      StoreCodes(d, map(d, hn::And(hn::ShiftRight<2>(bytes), three), i, run + 1), to + 32);
-      StoreCodes(d, map(d, hn::And(hn::ShiftRight<4>(bytes), three), i, run + 2), to + 64);
-      StoreCodes(d, map(d, hn::ShiftRight<6>(bytes), i, run + 3), to + 96);
+      const size_t to = 128 * half + i, run = 4 * half;
+      sink(d, map(d, hn::And(bytes, three), i, run), to);
+      sink(d, map(d, hn::And(hn::ShiftRight<2>(bytes), three), i, run + 1), to + 32);
+      sink(d, map(d, hn::And(hn::ShiftRight<4>(bytes), three), i, run + 2), to + 64);
+      sink(d, map(d, hn::ShiftRight<6>(bytes), i, run + 3), to + 96);
     }
   }
 }
@@ -200,35 +207,62 @@ HWY_INLINE void UnpackKScales(const uint8_t* packed, uint8_t* scales, uint8_t* m
 
 HWY_INLINE void StoreWord(uint64_t codes, int8_t* to) { std::memcpy(to, &codes, sizeof(codes)); }
 
+// What VisitCodes adds to codes so that they are not negative.
+template <class Block>
+inline constexpr uint8_t kStoredOffset = 128;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ4_0> = 8;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ4_1> = 0;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ5_0> = 16;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ5_1> = 0;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ2_K> = 0;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ3_K> = 4;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ4_K> = 0;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ5_K> = 0;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockQ6_K> = 32;
+template <>
+inline constexpr uint8_t kStoredOffset<BlockTQ2_0> = 1;
+
 // --- Formats ---
 
-HWY_INLINE void UnpackCodes(const BlockQ4_0& b, int8_t* codes) {
-  MapSplitNibbles(b.qs, codes,
-                  [](auto d, auto q, size_t) HWY_ATTR { return SubtractByte(d, q, 8); });
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ4_0& b, const Sink& sink) {
+  VisitSplitNibbles(b.qs, sink, [](auto, auto q, size_t) HWY_ATTR { return q; });
 }
 HWY_INLINE void UnpackScales(const BlockQ4_0& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ4_1& b, int8_t* codes) {
-  MapSplitNibbles(b.qs, codes, [](auto, auto q, size_t) HWY_ATTR { return q; });
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ4_1& b, const Sink& sink) {
+  VisitSplitNibbles(b.qs, sink, [](auto, auto q, size_t) HWY_ATTR { return q; });
 }
 HWY_INLINE void UnpackScales(const BlockQ4_1& b, float* scales, float* mins) {
   scales[0] = HalfToFloat(b.d);
   mins[0] = -HalfToFloat(b.m);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ5_0& b, int8_t* codes) {
-  MapSplitNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
-    return SubtractByte(d, hn::Or(q, BytesOfBits(d, b.qh + i / 8, 16)), 16);
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ5_0& b, const Sink& sink) {
+  VisitSplitNibbles(b.qs, sink, [&b](auto d, auto q, size_t i) HWY_ATTR {
+    return hn::Or(q, BytesOfBits(d, b.qh + i / 8, 16));
   });
 }
 HWY_INLINE void UnpackScales(const BlockQ5_0& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ5_1& b, int8_t* codes) {
-  MapSplitNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ5_1& b, const Sink& sink) {
+  VisitSplitNibbles(b.qs, sink, [&b](auto d, auto q, size_t i) HWY_ATTR {
     return hn::Or(q, BytesOfBits(d, b.qh + i / 8, 16));
   });
 }
@@ -237,33 +271,44 @@ HWY_INLINE void UnpackScales(const BlockQ5_1& b, float* scales, float* mins) {
   mins[0] = -HalfToFloat(b.m);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ8_0& b, int8_t* codes) { std::memcpy(codes, b.qs, 32); }
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ8_0& b, const Sink& sink) {
+  const Bytes32 d;
+  for (size_t i = 0; i < 32; i += hn::Lanes(d)) {
+    const auto bytes = hn::LoadU(d, reinterpret_cast<const uint8_t*>(b.qs) + i);
+    sink(d, hn::Xor(bytes, hn::Set(d, uint8_t{128})), i);
+  }
+}
 HWY_INLINE void UnpackScales(const BlockQ8_0& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
 }
 
-HWY_INLINE void UnpackNibblesByTable(const uint8_t* qs, const int8_t* table16, int8_t* codes) {
-  MapSplitNibbles(qs, codes, [table16](auto d, auto q, size_t) HWY_ATTR {
-    return hn::TableLookupBytes(Table16(d, table16), q);
+template <class Sink>
+HWY_INLINE void VisitNibblesByTable(const uint8_t* qs, const int8_t* table16, const Sink& sink) {
+  VisitSplitNibbles(qs, sink, [table16](auto d, auto q, size_t) HWY_ATTR {
+    return hn::TableLookupBytes(StoredTable16(d, table16), q);
   });
 }
 
-HWY_INLINE void UnpackCodes(const BlockIQ4_NL& b, int8_t* codes) {
-  UnpackNibblesByTable(b.qs, kIq4Values, codes);
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockIQ4_NL& b, const Sink& sink) {
+  VisitNibblesByTable(b.qs, kIq4Values, sink);
 }
 HWY_INLINE void UnpackScales(const BlockIQ4_NL& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
 }
 
-HWY_INLINE void UnpackCodes(const BlockMXFP4& b, int8_t* codes) {
-  UnpackNibblesByTable(b.qs, kFp4Doubled, codes);
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockMXFP4& b, const Sink& sink) {
+  VisitNibblesByTable(b.qs, kFp4Doubled, sink);
 }
 HWY_INLINE void UnpackScales(const BlockMXFP4& b, float* scales, float*) {
   scales[0] = CodecMXFP4::Scale(b, 0);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ2_K& b, int8_t* codes) {
-  MapTwoBits(b.qs, codes, [](auto, auto q, size_t, size_t) HWY_ATTR { return q; });
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ2_K& b, const Sink& sink) {
+  VisitTwoBits(b.qs, sink, [](auto, auto q, size_t, size_t) HWY_ATTR { return q; });
 }
 HWY_INLINE void UnpackScales(const BlockQ2_K& b, float* scales, float* mins) {
   const Bytes16 d;
@@ -277,11 +322,12 @@ HWY_INLINE void UnpackScales(const BlockQ2_K& b, float* scales, float* mins) {
   ScaleIntegers<16>(high, HalfToFloat(b.dmin), mins);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ3_K& b, int8_t* codes) {
-  MapTwoBits(b.qs, codes, [&b](auto d, auto q, size_t i, size_t run) HWY_ATTR {
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ3_K& b, const Sink& sink) {
+  VisitTwoBits(b.qs, sink, [&b](auto d, auto q, size_t i, size_t run) HWY_ATTR {
     const auto high =
         BytesWithBit(d, hn::LoadU(d, b.hmask + i), static_cast<uint8_t>(1u << run), 4);
-    return SubtractByte(d, hn::Or(q, high), 4);
+    return hn::Or(q, high);
   });
 }
 HWY_INLINE void UnpackScales(const BlockQ3_K& b, float* scales, float*) {
@@ -296,8 +342,9 @@ HWY_INLINE void UnpackScales(const BlockQ3_K& b, float* scales, float*) {
   ScaleIntegers<16>(raw, HalfToFloat(b.d), scales);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ4_K& b, int8_t* codes) {
-  MapKNibbles(b.qs, codes, [](auto, auto q, size_t) HWY_ATTR { return q; });
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ4_K& b, const Sink& sink) {
+  VisitKNibbles(b.qs, sink, [](auto, auto q, size_t) HWY_ATTR { return q; });
 }
 HWY_INLINE void UnpackScales(const BlockQ4_K& b, float* scales, float* mins) {
   uint8_t scale[8], min[8];
@@ -306,8 +353,9 @@ HWY_INLINE void UnpackScales(const BlockQ4_K& b, float* scales, float* mins) {
   ScaleIntegers<8>(min, HalfToFloat(b.dmin), mins);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ5_K& b, int8_t* codes) {
-  MapKNibbles(b.qs, codes, [&b](auto d, auto q, size_t i) HWY_ATTR {
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ5_K& b, const Sink& sink) {
+  VisitKNibbles(b.qs, sink, [&b](auto d, auto q, size_t i) HWY_ATTR {
     const auto high = hn::LoadU(d, b.qh + i % 32);
     return hn::Or(q, BytesWithBit(d, high, static_cast<uint8_t>(1u << (i / 32)), 16));
   });
@@ -319,7 +367,8 @@ HWY_INLINE void UnpackScales(const BlockQ5_K& b, float* scales, float* mins) {
   ScaleIntegers<8>(min, HalfToFloat(b.dmin), mins);
 }
 
-HWY_INLINE void UnpackCodes(const BlockQ6_K& b, int8_t* codes) {
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockQ6_K& b, const Sink& sink) {
   const Bytes32 d;
   const auto mask = hn::Set(d, uint8_t{0x30});
   for (size_t half = 0; half < 2; ++half) {
@@ -327,10 +376,9 @@ HWY_INLINE void UnpackCodes(const BlockQ6_K& b, int8_t* codes) {
       const auto a = hn::LoadU(d, b.ql + 64 * half + i);
       const auto c = hn::LoadU(d, b.ql + 64 * half + 32 + i);
       const auto high = hn::LoadU(d, b.qh + 32 * half + i);
-      int8_t* to = codes + 128 * half + i;
-      const auto store = [&](auto low, auto bits, int8_t* at) HWY_ATTR {
-        StoreCodes(d, SubtractByte(d, hn::Or(low, hn::And(bits, mask)), 32), at);
-      };
+      const size_t to = 128 * half + i;
+      const auto store = [&](auto low, auto bits, size_t at)
+                             HWY_ATTR { sink(d, hn::Or(low, hn::And(bits, mask)), at); };
       store(LowNibble(d, a), hn::ShiftLeft<4>(high), to);
       store(LowNibble(d, c), hn::ShiftLeft<2>(high), to + 32);
       store(HighNibble(d, a), high, to + 64);
@@ -342,8 +390,13 @@ HWY_INLINE void UnpackScales(const BlockQ6_K& b, float* scales, float*) {
   ScaleIntegers<16>(b.scales, HalfToFloat(b.d), scales);
 }
 
-HWY_INLINE void UnpackCodes(const BlockIQ4_XS& b, int8_t* codes) {
-  for (size_t g = 0; g < 8; ++g) UnpackNibblesByTable(b.qs + 16 * g, kIq4Values, codes + 32 * g);
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockIQ4_XS& b, const Sink& sink) {
+  for (size_t g = 0; g < 8; ++g) {
+    const auto shifted = [&sink, g](auto d, auto stored, size_t i)
+                             HWY_ATTR { sink(d, stored, 32 * g + i); };
+    VisitNibblesByTable(b.qs + 16 * g, kIq4Values, shifted);
+  }
 }
 HWY_INLINE void UnpackScales(const BlockIQ4_XS& b, float* scales, float*) {
   int8_t raw[8];
@@ -363,9 +416,9 @@ HWY_INLINE void UnpackScales(const BlockTQ1_0& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
 }
 
-HWY_INLINE void UnpackCodes(const BlockTQ2_0& b, int8_t* codes) {
-  MapTwoBits(b.qs, codes,
-             [](auto d, auto q, size_t, size_t) HWY_ATTR { return SubtractByte(d, q, 1); });
+template <class Sink>
+HWY_INLINE void VisitCodes(const BlockTQ2_0& b, const Sink& sink) {
+  VisitTwoBits(b.qs, sink, [](auto, auto q, size_t, size_t) HWY_ATTR { return q; });
 }
 HWY_INLINE void UnpackScales(const BlockTQ2_0& b, float* scales, float*) {
   scales[0] = HalfToFloat(b.d);
@@ -468,6 +521,27 @@ HWY_INLINE void UnpackScales(const BlockIQ1_M& b, float* scales, float*) {
     raw[g] = static_cast<uint8_t>((CodecIQ1_M::ScaleWord(b, g / 4) >> (3 * (g % 4))) & 7);
   }
   ScaleOddIntegers<16>(raw, HalfToFloat(CodecIQ1_M::SuperScale(b)) * 0.125f, scales);
+}
+
+// --- Each of the two from the other ---
+
+template <class Block>
+HWY_INLINE void UnpackCodes(const Block& b, int8_t* codes) {
+  VisitCodes(b, [codes](auto d, auto stored, size_t i) HWY_ATTR {
+    StoreCodes(d, hn::Sub(stored, hn::Set(d, kStoredOffset<Block>)), codes + i);
+  });
+}
+
+// Ternary digits and points of codebooks: scattered, so that they pass through memory.
+template <class Block, class Sink>
+HWY_INLINE void VisitCodes(const Block& b, const Sink& sink) {
+  alignas(64) int8_t codes[256];
+  UnpackCodes(b, codes);
+  const Bytes32 d;
+  for (size_t i = 0; i < 256; i += hn::Lanes(d)) {
+    const auto bytes = hn::Load(d, reinterpret_cast<const uint8_t*>(codes) + i);
+    sink(d, hn::Xor(bytes, hn::Set(d, uint8_t{128})), i);
+  }
 }
 
 }  // namespace HWY_NAMESPACE

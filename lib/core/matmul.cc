@@ -7,6 +7,7 @@
 
 #include "kernels/dequantize.h"
 #include "kernels/gemm_bf16.h"
+#include "kernels/gemv_blocks.h"
 #include "kernels/gemv_int8.h"
 #include "kernels/matmul.h"
 #include "kernels/pack.h"
@@ -125,6 +126,18 @@ Status MatmulDecoded(const TensorView& activations, const WeightRows& weights,
   return MatmulF32(activations, weights, output, options.parallel);
 }
 
+// Products with canonical blocks.
+Status MatmulBlocks(const TensorView& activations, Format format, const WeightRows& rows,
+                    const MutableTensorView& out, const MatmulOptions& options) {
+  const bool is_block = GetFormatInfo(format).block_weights > 1;
+  const bool few = activations.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
+  if (is_block && few && options.precision == Precision::kInt8) {
+    return MatmulInt8Blocks(format, rows.codes, rows.rows, rows.cols, activations,
+                            OutputOf(out, options), options.parallel);
+  }
+  return MatmulDecoded(activations, rows, out, options);
+}
+
 // Serialized packed weights begin with this, in little-endian order.
 struct PackedHeader {
   char magic[8];    // kMagic
@@ -177,7 +190,7 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
     return MatmulDecoded(activations, rows.rows(), out, options);
   }
   NIBBLE_ASSIGN_OR_RETURN(const WeightRows rows, RowsOf(weights));
-  return MatmulDecoded(activations, rows, out, options);
+  return MatmulBlocks(activations, weights.format(), rows, out, options);
 }
 
 struct PackedWeights::Impl {
@@ -284,9 +297,9 @@ Status Matmul(TensorView activations, const PackedWeights& weights, MutableTenso
   if (impl == nullptr) return InvalidArgument("matmul: empty weights");
   NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, impl->rows, impl->cols, out, options));
   if (impl->target == kCanonical) {
-    return MatmulDecoded(activations,
-                         BlockRows(impl->format, impl->payload(), impl->rows, impl->cols), out,
-                         options);
+    return MatmulBlocks(activations, impl->format,
+                        BlockRows(impl->format, impl->payload(), impl->rows, impl->cols), out,
+                        options);
   }
   const bool tiles = activations.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
   if (options.precision == Precision::kInt8 && !tiles) {
