@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -12,7 +13,9 @@
 
 #include "nibble/gguf.h"
 #include "nibble/matmul.h"
+#include "nibble/model_source.h"
 #include "nibble/parallel.h"
+#include "nibble/quantized_tensor.h"
 #include "nibble/status.h"
 #include "nibble/tensor.h"
 #include "nibble/tokenizer.h"
@@ -61,6 +64,14 @@ class Model {
  public:
   // A GGUF file or a Hugging Face folder. Fails with the name of what is missing or ill-shaped.
   static Result<Model> Load(const std::string& path);
+  // The same from an opened source, which may be an edited one.
+  static Result<Model> Load(const ModelSource& source);
+
+  // A layer's matrix or the output's, by its name in the file.
+  Result<QuantizedTensor> Matrix(std::string_view name) const;
+  // The same model with other weights in place of the matrices of these names, of the same shapes
+  // and of any format or scheme.
+  Result<Model> With(std::map<std::string, QuantizedTensor, std::less<>> matrices) const;
 
   const ModelConfig& config() const;
   const GgufMetadata& metadata() const;

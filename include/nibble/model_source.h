@@ -3,6 +3,8 @@
 #define NIBBLE_MODEL_SOURCE_H_
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,6 +19,16 @@ namespace nibble {
 
 struct ModelTensor : GgufTensorInfo {  // name, stored format and shape as GGUF has them
   std::string source_name;             // the name in the file it comes from
+};
+
+// Changes a tensor's weights, f32 [rows, cols]; a vector is one row.
+using TensorEdit = std::function<Status(MutableTensorView weights)>;
+
+// Changes to a model, applied when a tensor is read.
+struct ModelEdits {
+  std::map<std::string, std::vector<TensorEdit>, std::less<>> edits;  // by name, in order
+  // New tensors: name and the tensor that they are a copy of, before its edits.
+  std::map<std::string, std::string, std::less<>> copies;
 };
 
 enum class Container : uint8_t { kGguf, kSafetensors };
@@ -41,6 +53,10 @@ class ModelSource {
   // The bytes of a tensor in its stored format. Borrowed from the mapped file where nothing has to
   // be rearranged. Safe from many threads.
   Result<Buffer> Read(const ModelTensor& tensor) const;
+  // The same model with changes: tensors that are edited are f32, new ones come last. Fails where a
+  // tensor is not there, cannot be decoded, or a new one's name is taken.
+  Result<ModelSource> Edited(ModelEdits edits) const;
+
   // Lets the system drop the mapped pages of a tensor that is done with.
   void Release(const ModelTensor& tensor) const;
 

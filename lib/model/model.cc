@@ -1,4 +1,6 @@
+#include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "lib/model/weights.h"
@@ -115,18 +117,70 @@ struct Model::Impl {
 };
 
 Result<Model> Model::Load(const std::string& path) {
-  NIBBLE_ASSIGN_OR_RETURN(ModelSource source, ModelSource::Open(path));
-  const auto with_path = [&](Status status) { return std::move(status).WithContext(path); };
-  Result<ModelConfig> config = ModelConfig::FromMetadata(source.metadata());
-  if (!config.ok()) return with_path(std::move(config).status());
-  Result<Tokenizer> tokenizer = Tokenizer::FromMetadata(source.metadata());
-  if (!tokenizer.ok()) return with_path(std::move(tokenizer).status());
-  if (config->vocab_size == 0) config->vocab_size = tokenizer->vocab_size();
-  Result<Weights> weights = LoadWeights(source, *config);
-  if (!weights.ok()) return with_path(std::move(weights).status());
+  NIBBLE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Open(path));
+  Result<Model> model = Load(source);
+  if (!model.ok()) return std::move(model).status().WithContext(path);
+  return model;
+}
+
+Result<Model> Model::Load(const ModelSource& source) {
+  NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromMetadata(source.metadata()));
+  NIBBLE_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::FromMetadata(source.metadata()));
+  if (config.vocab_size == 0) config.vocab_size = tokenizer.vocab_size();
+  NIBBLE_ASSIGN_OR_RETURN(Weights weights, LoadWeights(source, config));
   Model model;
   model.impl_ = std::make_shared<const Impl>(
-      Impl{std::move(source), *std::move(config), *std::move(tokenizer), *std::move(weights)});
+      Impl{source, std::move(config), std::move(tokenizer), std::move(weights)});
+  return model;
+}
+
+namespace {
+
+// Every matrix that is multiplied with. Of tied embeddings the name means the product.
+template <class Weights, class Function>  // void(Linear&), const or not
+void ForLinears(Weights& weights, const Function& function) {
+  for (auto& layer : weights.layers) {
+    for (auto* linear : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
+                         &layer.gate, &layer.up, &layer.down}) {
+      function(*linear);
+    }
+  }
+  function(weights.head);
+}
+
+}  // namespace
+
+Result<QuantizedTensor> Model::Matrix(std::string_view name) const {
+  const Linear* found = nullptr;
+  ForLinears(weights(), [&](const Linear& linear) {
+    if (linear.name == name) found = &linear;
+  });
+  if (found == nullptr) return NotFound("no matrix " + std::string(name) + " in the model");
+  return found->weight;
+}
+
+Result<Model> Model::With(std::map<std::string, QuantizedTensor, std::less<>> matrices) const {
+  auto impl = std::make_shared<Impl>(*impl_);
+  Status status;
+  size_t used = 0;
+  ForLinears(impl->weights, [&](Linear& linear) {
+    const auto it = matrices.find(linear.name);
+    if (it == matrices.end()) return;
+    ++used;
+    const QuantizedTensor& now = linear.weight;
+    const QuantizedTensor& next = it->second;
+    if (next.rows() != now.rows() || next.cols() != now.cols()) {
+      status = InvalidArgument(linear.name + ": " + std::to_string(next.rows()) + " x " +
+                               std::to_string(next.cols()) + " in place of " +
+                               std::to_string(now.rows()) + " x " + std::to_string(now.cols()));
+      return;
+    }
+    linear.weight = std::move(it->second);
+  });
+  NIBBLE_RETURN_IF_ERROR(status);
+  if (used < matrices.size()) return NotFound("a matrix that is none of the model's");
+  Model model;
+  model.impl_ = std::move(impl);
   return model;
 }
 

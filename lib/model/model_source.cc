@@ -14,6 +14,7 @@
 #include "lib/model/hf_tokenizer.h"
 #include "lib/model/json_file.h"
 #include "lib/model/tensor_plan.h"
+#include "nibble/quantize.h"
 
 namespace nibble {
 
@@ -115,9 +116,22 @@ struct ModelSource::Impl {
   std::unordered_map<std::string_view, size_t> index;  // by name, into both
   std::vector<std::string> paths;
   std::vector<std::string> notices;
+  // Of an edited source: what it stands on, and the tensor there that each of `tensors` is read
+  // from.
+  std::shared_ptr<const Impl> base;
+  std::vector<std::string> origins;
+  ModelEdits edits;
 
   static Result<std::shared_ptr<const Impl>> Open(const std::string& path);
 
+  const GgufMetadata& Metadata() const;
+  uint64_t FileBytes() const;
+  Result<Buffer> Read(std::string_view name) const;
+  Result<Buffer> ReadEdited(size_t i) const;
+  void Release(std::string_view name) const;
+  Status Edit(std::shared_ptr<const Impl> on, ModelEdits changes);
+
+  void MakeIndex();
   Status OpenGguf(const std::string& path);
   Status OpenSafetensors(const std::string& path);
   Status OpenFolder(const std::string& folder);
@@ -199,9 +213,7 @@ Result<std::shared_ptr<const ModelSource::Impl>> ModelSource::Impl::Open(const s
     NIBBLE_RETURN_IF_ERROR(impl->OpenGguf(path));
   }
   Summarise(impl->notices);
-  for (size_t i = 0; i < impl->tensors.size(); ++i) {
-    impl->index.emplace(impl->tensors[i].name, i);
-  }
+  impl->MakeIndex();
   return std::shared_ptr<const Impl>(std::move(impl));
 }
 
@@ -217,11 +229,87 @@ Result<ModelSource> ModelSource::Open(const std::string& path) {
   }
 }
 
+void ModelSource::Impl::MakeIndex() {
+  for (size_t i = 0; i < tensors.size(); ++i) index.emplace(tensors[i].name, i);
+}
+
+Status ModelSource::Impl::Edit(std::shared_ptr<const Impl> on, ModelEdits changes) {
+  base = std::move(on);
+  edits = std::move(changes);
+  container = base->container;
+  paths = base->paths;
+  notices = base->notices;
+  tensors = base->tensors;
+  for (const ModelTensor& tensor : tensors) origins.push_back(tensor.name);
+  for (const auto& [name, from] : edits.copies) {
+    const auto it = base->index.find(from);
+    if (it == base->index.end()) return NotFound("no tensor " + from + " in the model");
+    if (base->index.contains(name))
+      return InvalidArgument("there is a tensor " + name + " already");
+    tensors.push_back(base->tensors[it->second]);
+    tensors.back().name = tensors.back().source_name = name;
+    origins.push_back(from);
+  }
+  MakeIndex();
+  for (const auto& [name, steps] : edits.edits) {
+    const auto it = index.find(name);
+    if (it == index.end()) return NotFound("no tensor " + name + " in the model");
+    ModelTensor& tensor = tensors[it->second];
+    if (!GetFormatInfo(tensor.format).can_decode()) {
+      return Unsupported("tensor " + name + ": type " + GetFormatInfo(tensor.format).name +
+                         " cannot be decoded");
+    }
+    if (!steps.empty()) tensor.format = Format::kF32;
+  }
+  return OkStatus();
+}
+
+const GgufMetadata& ModelSource::Impl::Metadata() const {
+  return base ? base->Metadata() : gguf ? gguf->metadata() : metadata;
+}
+
+uint64_t ModelSource::Impl::FileBytes() const {
+  return base ? base->FileBytes() : gguf ? gguf->file_bytes() : safetensors->file_bytes();
+}
+
+Result<Buffer> ModelSource::Impl::ReadEdited(size_t i) const {
+  const ModelTensor& tensor = tensors[i];
+  NIBBLE_ASSIGN_OR_RETURN(Buffer stored, base->Read(origins[i]));
+  const auto steps = edits.edits.find(tensor.name);
+  if (steps == edits.edits.end() || steps->second.empty()) return stored;
+  const Format format = base->tensors[base->index.at(origins[i])].format;
+  NIBBLE_ASSIGN_OR_RETURN(const size_t bytes,
+                          FormatBytes(Format::kF32, tensor.rows(), tensor.cols()));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer edited, Buffer::Allocate(bytes));
+  const MutableTensorView view =
+      ViewOf(reinterpret_cast<float*>(edited.data()), tensor.rows(), tensor.cols());
+  Status status = Dequantize(format, stored.bytes(), view);
+  for (const TensorEdit& step : steps->second) {
+    if (status.ok()) status = step(view);
+  }
+  if (!status.ok()) return std::move(status).WithContext("tensor " + tensor.name);
+  return edited;
+}
+
+Result<Buffer> ModelSource::Impl::Read(std::string_view name) const {
+  const auto it = index.find(name);
+  if (it == index.end()) return NotFound("no tensor " + std::string(name) + " in the model");
+  if (base) return ReadEdited(it->second);
+  if (gguf) return Buffer::Borrow(gguf->tensors()[it->second].data);
+  return MakeTensor(planned[it->second]);
+}
+
+void ModelSource::Impl::Release(std::string_view name) const {
+  const auto it = index.find(name);
+  if (it == index.end()) return;
+  if (base) return base->Release(origins[it->second]);
+  if (gguf) return DropPages(gguf->tensors()[it->second].data);
+  for (const SafetensorsTensor* part : planned[it->second].parts) DropPages(part->data);
+}
+
 Container ModelSource::container() const { return impl_->container; }
 
-const GgufMetadata& ModelSource::metadata() const {
-  return impl_->gguf ? impl_->gguf->metadata() : impl_->metadata;
-}
+const GgufMetadata& ModelSource::metadata() const { return impl_->Metadata(); }
 
 std::span<const ModelTensor> ModelSource::tensors() const { return impl_->tensors; }
 
@@ -232,27 +320,22 @@ const ModelTensor* ModelSource::Find(std::string_view name) const {
 
 std::span<const std::string> ModelSource::paths() const { return impl_->paths; }
 
-uint64_t ModelSource::file_bytes() const {
-  return impl_->gguf ? impl_->gguf->file_bytes() : impl_->safetensors->file_bytes();
-}
+uint64_t ModelSource::file_bytes() const { return impl_->FileBytes(); }
 
 std::span<const std::string> ModelSource::notices() const { return impl_->notices; }
 
 Result<Buffer> ModelSource::Read(const ModelTensor& tensor) const {
-  const auto it = impl_->index.find(tensor.name);
-  if (it == impl_->index.end()) return NotFound("no tensor " + tensor.name + " in the model");
-  if (impl_->gguf) return Buffer::Borrow(impl_->gguf->tensors()[it->second].data);
-  return MakeTensor(impl_->planned[it->second]);
+  return impl_->Read(tensor.name);
 }
 
-void ModelSource::Release(const ModelTensor& tensor) const {
-  const auto it = impl_->index.find(tensor.name);
-  if (it == impl_->index.end()) return;
-  if (impl_->gguf) {
-    DropPages(impl_->gguf->tensors()[it->second].data);
-    return;
-  }
-  for (const SafetensorsTensor* part : impl_->planned[it->second].parts) DropPages(part->data);
+Result<ModelSource> ModelSource::Edited(ModelEdits edits) const {
+  auto impl = std::make_shared<Impl>();
+  NIBBLE_RETURN_IF_ERROR(impl->Edit(impl_, std::move(edits)));
+  ModelSource source;
+  source.impl_ = std::move(impl);
+  return source;
 }
+
+void ModelSource::Release(const ModelTensor& tensor) const { impl_->Release(tensor.name); }
 
 }  // namespace nibble
