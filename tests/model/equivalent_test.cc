@@ -69,8 +69,8 @@ TEST_F(EquivalentTest, FactorsOfEveryPairLeaveTheLogits) {
     half.consumers.pop_back();
     ASSERT_TRUE(MoveFactors(half, factors, broken).ok());
   }
-  // Powers of two round nothing; others do, most of all in the cache of f16 values.
-  EXPECT_LT(LargestDifference(before, Logits(Loaded(Edited(*source_, exact)))), 1e-5);
+  // Powers of two round nothing but the least of the cached f16 values; others do.
+  EXPECT_LT(LargestDifference(before, Logits(Loaded(Edited(*source_, exact)))), 1e-3);
   const ModelSource edited = Edited(*source_, edits);
   EXPECT_LT(LargestDifference(before, Logits(Loaded(edited))), 1e-2);
   EXPECT_GT(LargestDifference(before, Logits(Loaded(Edited(*source_, broken)))), 1.0);
