@@ -19,6 +19,7 @@ struct ChannelPair {
   std::string producer;                // a norm's vector, or a matrix that makes a channel by row
   std::string producer_bias;           // of a matrix; empty: none
   std::vector<std::string> consumers;  // matrices that use a channel by column
+  bool is_norm = false;                // the producer
   int64_t channels = 0;
   // The channel of each of a consumer's columns: heads that share a value head use its channels
   // again. Empty: the column itself.

@@ -33,15 +33,20 @@ Result<std::vector<ChannelPair>> ChannelPairs(const ModelSource& source) {
       const std::string full = "blk." + std::to_string(layer) + "." + part + ".bias";
       return source.Find(full) != nullptr ? full : std::string();
     };
-    pairs.push_back(
-        {name("attn_norm"), "", {name("attn_q"), name("attn_k"), name("attn_v")}, c.width, {}});
+    pairs.push_back({name("attn_norm"),
+                     "",
+                     {name("attn_q"), name("attn_k"), name("attn_v")},
+                     true,
+                     c.width,
+                     {}});
     pairs.push_back({name("attn_v"),
                      bias("attn_v"),
                      {name("attn_output")},
+                     false,
                      c.kv_heads * c.value_dim,
                      c.heads == c.kv_heads ? std::vector<int32_t>() : value_channels});
-    pairs.push_back({name("ffn_norm"), "", {name("ffn_gate"), name("ffn_up")}, c.width, {}});
-    pairs.push_back({name("ffn_up"), bias("ffn_up"), {name("ffn_down")}, c.ffn_width, {}});
+    pairs.push_back({name("ffn_norm"), "", {name("ffn_gate"), name("ffn_up")}, true, c.width, {}});
+    pairs.push_back({name("ffn_up"), bias("ffn_up"), {name("ffn_down")}, false, c.ffn_width, {}});
   }
   for (const ChannelPair& pair : pairs) {
     if (source.Find(pair.producer) == nullptr) return NotFound("no tensor " + pair.producer);
