@@ -1,5 +1,5 @@
-// Quantizes whole models with error feedback, layer after layer, on the inputs that calibration
-// text gives.
+// Quantizes whole models on the inputs that calibration text gives: layer after layer, each with
+// error feedback.
 #ifndef NIBBLE_CALIBRATE_H_
 #define NIBBLE_CALIBRATE_H_
 
@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "nibble/gptq.h"
 #include "nibble/model.h"
@@ -18,29 +19,62 @@
 
 namespace nibble {
 
+// Text in windows of equal length that do not overlap, as llama.cpp's imatrix tool cuts it: a BOS,
+// where the tokenizer adds one, takes the place of each window's first token.
+struct CalibrationText {
+  std::vector<int32_t> tokens;  // [windows, context]
+  int64_t context = 0;
+
+  int64_t windows() const {
+    return context == 0 ? 0 : static_cast<int64_t>(tokens.size()) / context;
+  }
+  // For the recipe: `name` is the text's.
+  CalibrationNote Note(const std::string& name) const;
+};
+
+// The first `max_windows` windows (0: all). Fails where the text is shorter than a window or a
+// window longer than the model's context.
+Result<CalibrationText> CutCalibrationText(const Model& model, std::string_view text,
+                                           int64_t context, int64_t max_windows = 0);
+
 struct LayerwiseOptions {
-  // Tokens of a window; windows do not overlap. A BOS, where the tokenizer adds one, takes the place
-  // of a window's first token.
-  int64_t context = 512;
-  int64_t max_windows = 0;      // 0: the whole text
   int64_t batch_tokens = 2048;  // run at once
   GptqOptions gptq;             // its `parallel` serves all the work
   // Share of the errors in a layer's inputs, and in the residual stream that its output is added
   // to, that its weights are asked to make good (as in GPTAQ, arXiv 2504.02692).
   float input_correction = 1.0f;
   float residual_correction = 1.0f;
-  // After each matrix; false stops (kCancelled).
-  std::function<bool(std::string_view name, const GptqReport& report)> progress;
+  // After each batch and matrix; false stops (kCancelled).
+  std::function<bool(const ModelProgress&)> progress;
 };
 
-// The matrices of the model's layers that `plan` gives a block format, by name. Layers are
-// quantized in order: each sees the inputs that the quantized layers before it give, and is fitted
-// to what the original layer makes of the original inputs. Memory: the residual streams of all
-// windows twice (f32 [tokens, width]), the Hessians of one layer's inputs, the result.
-// Fails where the text is shorter than a window or the context longer than the model's.
-Result<std::map<std::string, QuantizedTensor, std::less<>>> QuantizeLayerwise(
-    const Model& model, const ModelPlan& plan, std::span<const int32_t> tokens,
-    const LayerwiseOptions& options = {});
+// What became of one matrix.
+struct MatrixReport {
+  std::string name;
+  Format format = Format::kF32;
+  bool feedback =
+      false;        // false: the format has none, or the matrix is looked up too; weighed only
+  GptqReport gptq;  // of feedback
+};
+
+struct CalibratedTensors {
+  std::map<std::string, QuantizedTensor, std::less<>> tensors;  // by name, for ModelRunOptions
+  std::vector<MatrixReport> reports;                            // in the order of the work
+};
+
+// The matrices that `plan` gives a block format, by name. Layers are quantized in order: each sees
+// the inputs that the quantized layers before it give, and is fitted to what the original layer
+// makes of the original inputs. An output matrix of its own is the last; embeddings, which are
+// looked up, are the first, weighed where they are the output too, and without error feedback.
+// Memory: the residual streams of all windows twice (f32 [tokens, width]), the inputs of one
+// matrix (f32 [tokens, feed-forward width]), the Hessians of one layer's inputs, the result.
+// Fails where an activation is not finite, naming the matrix that sees it.
+Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
+                                            const CalibrationText& text,
+                                            const LayerwiseOptions& options = {});
+
+// What a person should know of the reports, a line each; empty where nothing was unusual.
+std::vector<std::string> CalibrationNotices(std::span<const MatrixReport> reports);
 
 }  // namespace nibble
 

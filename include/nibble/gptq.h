@@ -64,9 +64,10 @@ struct GptqOptions {
 };
 
 struct GptqReport {
-  double damping = 0;        // what was used
-  int64_t dead_columns = 0;  // inputs that were always zero
-  double output_error = 0;   // sum over rows of e (H / tokens) e^T, without damping
+  double damping = 0;           // what was used
+  bool damping_raised = false;  // because the Hessian was not positive definite with what was asked
+  int64_t dead_columns = 0;     // inputs that were always zero
+  double output_error = 0;      // sum over rows of e (H / tokens) e^T, without damping
   double weight_energy = 0;  // the same of the weights themselves: output_error / weight_energy is
                              // the relative error of the layer's output
 };

@@ -13,6 +13,7 @@
 
 #include "nibble/calibration.h"
 #include "nibble/gguf.h"
+#include "nibble/method.h"
 #include "nibble/mix.h"
 #include "nibble/model_source.h"
 #include "nibble/parallel.h"
@@ -22,6 +23,14 @@
 
 namespace nibble {
 
+// The text that a calibrated method saw, as a file tells it.
+struct CalibrationNote {
+  std::string text;  // its name
+  std::string hash;  // of its tokens
+  int64_t context = 0;
+  int64_t windows = 0;
+};
+
 // What decides the bytes of the result, beside the source and nibble's version.
 struct ModelRecipe {
   // A name for ParseType, or kCopyType.
@@ -29,6 +38,9 @@ struct ModelRecipe {
   bool pure = false;                         // of a mix only its base format
   std::vector<TensorTypeRule> tensor_types;  // exceptions; the first that matches decides
   const ImportanceMatrix* importance = nullptr;
+  // A calibrated method makes tensors beforehand (ModelRunOptions::ready) and leaves a note.
+  Method method = Method::kRtn;
+  CalibrationNote calibration;
   NonFinite non_finite = NonFinite::kError;
 };
 
@@ -84,8 +96,9 @@ struct ModelRunOptions {
   ParallelFor parallel;
   // Called between pieces of work, on the calling thread; false cancels.
   std::function<bool(const ModelProgress&)> progress;
-  // Tensors quantized beforehand, by name (see calibrate.h): WriteModel takes them as they are. They
-  // must have the formats and shapes of the plan. The recipe alone does not give such a file again.
+  // Tensors quantized beforehand, by name (see calibrate.h): WriteModel takes them as they are.
+  // They must have the formats and shapes of the plan. The recipe alone does not give such a file
+  // again.
   const std::map<std::string, QuantizedTensor, std::less<>>* ready = nullptr;
 };
 

@@ -1,6 +1,5 @@
-#include <Eigen/Cholesky>
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,7 +7,7 @@
 #include <vector>
 
 #include "kernels/feedback.h"
-#include "lib/model/runner_impl.h"
+#include "lib/model/layer_stream.h"
 #include "lib/quantize/hessian.h"
 #include "nibble/calibrate.h"
 #include "nibble/quantize.h"
@@ -16,281 +15,369 @@
 namespace nibble {
 namespace {
 
-using Matrices = std::map<std::string, QuantizedTensor, std::less<>>;
-
-// Where a layer's matrices get their inputs: both of its halves norm the residual stream for their
-// first matrices, and their last adds to the stream.
-enum class Half { kAttention, kFeedForward };
-enum class Point { kFirst, kLast };
-
-// Some windows of equal length.
-struct Batch {
-  int64_t first, windows;
-};
-
-// One model, original or quantized, on its way through the layers.
-class Stream {
- public:
-  static Result<std::unique_ptr<Stream>> Start(const Model& model, int64_t context,
-                                               std::span<const int32_t> tokens,
-                                               const ParallelFor& parallel) {
-    ModelConfig one_layer = model.config();
-    one_layer.layers = 1;
-    NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(one_layer));
-    RunnerOptions options;
-    options.precision = Precision::kF32;
-    options.parallel = parallel;
-    std::unique_ptr<Stream> stream(new Stream(model, options, std::move(cache), context));
-    const int64_t rows = static_cast<int64_t>(tokens.size());
-    stream->run_.x.resize(static_cast<size_t>(rows * model.config().width));
-    const SequenceInput all[] = {{0, tokens, true}};
-    NIBBLE_RETURN_IF_ERROR(stream->run_.Embed(all));
-    stream->residual_ = stream->run_.x;
-    return stream;
-  }
-
-  // The inputs of a point of `layer`, f32 [rows, cols], valid until the next call.
-  Result<TensorView> Inputs(const DecoderLayer& layer, Half half, Point point, Batch batch) {
-    const ModelConfig& c = run_.model.config();
-    const int64_t rows = batch.windows * context_;
-    std::vector<Span> spans;
-    std::vector<int> sequences;
-    for (int64_t w = 0; w < batch.windows; ++w) {
-      sequences.push_back(cache_.AddSequence());
-      spans.push_back({&cache_.impl().sequences.at(sequences.back()), w * context_, context_});
-      NIBBLE_RETURN_IF_ERROR(cache_.impl().Reserve(*spans.back().sequence, context_));
-    }
-    run_.Prepare(spans, rows);
-    std::copy_n(Residual(batch), rows * c.width, run_.x.data());
-    Result<TensorView> inputs = ViewOf(std::as_const(run_.normed).data(), rows, c.width);
-    if (point == Point::kFirst) {
-      const auto& norm = half == Half::kAttention ? layer.attention_norm : layer.ffn_norm;
-      run_.NormRows(norm, run_.x.data(), rows, run_.normed.data());
-    } else if (half == Half::kAttention) {
-      const Status status = run_.Attention(cache_.impl(), layer, 0, spans, rows);
-      if (!status.ok()) return status;
-      inputs = ViewOf(std::as_const(run_.attended).data(), rows, c.heads * c.value_dim);
-    } else {
-      NIBBLE_RETURN_IF_ERROR(run_.FeedForward(layer, rows));
-      inputs = ViewOf(std::as_const(run_.gate).data(), rows, c.ffn_width);
-    }
-    for (const int sequence : sequences) NIBBLE_RETURN_IF_ERROR(cache_.Remove(sequence));
-    return inputs;
-  }
-
-  // Takes the residual stream past a half.
-  Status Advance(const DecoderLayer& layer, Half half, Batch batch) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView inputs, Inputs(layer, half, Point::kLast, batch));
-    const Linear& last = half == Half::kAttention ? layer.attention_output : layer.down;
-    return run_.Multiply(last, static_cast<const float*>(inputs.data), inputs.rows, Residual(batch),
-                         /*accumulate=*/true);
-  }
-
-  float* Residual(Batch batch) {
-    return residual_.data() + batch.first * context_ * run_.model.config().width;
-  }
-
- private:
-  Stream(const Model& model, RunnerOptions options, KvCache cache, int64_t context)
-      : run_(model, std::move(options)), cache_(std::move(cache)), context_(context) {}
-
-  Runner::Impl run_;
-  KvCache cache_;
-  int64_t context_;
-  std::vector<float> residual_;  // [tokens, width]
-};
-
-// What is known of one point's inputs.
-struct PointStatistics {
+// What is known of the inputs of some matrices.
+struct InputStatistics {
   Hessian hessian;     // of the quantized model's inputs Y
   RowMatrix inputs;    // (X - Y)^T Y [cols, cols], X the original's
   RowMatrix residual;  // (R - S)^T Y [width, cols], of the residual streams; or empty
 };
 
-class Layerwise {
- public:
-  Layerwise(const Model& model, const ModelPlan& plan, const LayerwiseOptions& options,
-            int64_t windows)
-      : model_(model), options_(options), windows_(windows) {
-    for (const TensorTask& task : plan.tensors) {
-      if (task.choice.format != task.source->format) {
-        formats_[task.source->name] = task.choice.format;
-      }
+// The same, ready for use.
+struct Fit {
+  FactoredHessian hessian;
+  std::vector<float> importance;
+  InputStatistics seen;
+};
+
+Status CheckFinite(TensorView inputs, WindowBatch batch, int64_t context) {
+  for (int64_t r = 0; r < inputs.rows; ++r) {
+    const float* row = static_cast<const float*>(inputs.Row(r));
+    for (int64_t c = 0; c < inputs.cols; ++c) {
+      if (std::isfinite(row[c])) continue;
+      return InvalidArgument("an input that is not finite: window " +
+                             std::to_string(batch.first + r / context) + ", token " +
+                             std::to_string(r % context) + ", column " + std::to_string(c));
     }
   }
+  return OkStatus();
+}
 
-  Result<Matrices> Run(std::span<const int32_t> tokens) {
-    const ParallelFor& parallel = options_.gptq.parallel;
-    NIBBLE_ASSIGN_OR_RETURN(original_, Stream::Start(model_, options_.context, tokens, parallel));
-    NIBBLE_ASSIGN_OR_RETURN(quantized_, Stream::Start(model_, options_.context, tokens, parallel));
-    for (const DecoderLayer& layer : model_.weights().layers) {
-      DecoderLayer now = layer;  // its matrices are replaced one after another
-      NIBBLE_RETURN_IF_ERROR(
-          QuantizePoint(layer, now, Half::kAttention, Point::kFirst,
-                        {&DecoderLayer::query, &DecoderLayer::key, &DecoderLayer::value}));
-      NIBBLE_RETURN_IF_ERROR(QuantizePoint(layer, now, Half::kAttention, Point::kLast,
-                                           {&DecoderLayer::attention_output}));
-      NIBBLE_RETURN_IF_ERROR(Advance(layer, now, Half::kAttention));
-      NIBBLE_RETURN_IF_ERROR(QuantizePoint(layer, now, Half::kFeedForward, Point::kFirst,
-                                           {&DecoderLayer::gate, &DecoderLayer::up}));
-      NIBBLE_RETURN_IF_ERROR(
-          QuantizePoint(layer, now, Half::kFeedForward, Point::kLast, {&DecoderLayer::down}));
-      NIBBLE_RETURN_IF_ERROR(Advance(layer, now, Half::kFeedForward));
+class Layerwise {
+ public:
+  Layerwise(const Model& model, const ModelPlan& plan, const CalibrationText& text,
+            const LayerwiseOptions& options)
+      : model_(model), text_(text), options_(options), parallel_(options.gptq.parallel) {
+    for (const TensorTask& task : plan.tensors) {
+      if (task.choice.format == task.source->format ||
+          GetFormatInfo(task.choice.format).use != FormatUse::kWeight) {
+        continue;
+      }
+      formats_[task.source->name] = task.choice.format;
     }
-    return std::move(done_);
+    const Model::Weights& weights = model_.weights();
+    Count("token_embd.weight", weights.embedding);
+    for (const DecoderLayer& layer : weights.layers) {
+      for (const Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
+                                   &layer.gate, &layer.up, &layer.down}) {
+        Count(linear->name, linear->weight);
+      }
+    }
+    if (!Tied()) Count(weights.head.name, weights.head.weight);
+  }
+
+  Result<CalibratedTensors> Run() {
+    const Model::Weights& weights = model_.weights();
+    QuantizedTensor embedding = weights.embedding;
+    if (Wanted("token_embd.weight")) {
+      NIBBLE_RETURN_IF_ERROR(QuantizeEmbedding(&embedding));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(original_,
+                            LayerStream::Start(model_, weights.embedding, text_, parallel_));
+    NIBBLE_ASSIGN_OR_RETURN(quantized_, LayerStream::Start(model_, embedding, text_, parallel_));
+    for (const DecoderLayer& layer : weights.layers) {
+      DecoderLayer now = layer;  // its matrices are replaced one after another
+      NIBBLE_RETURN_IF_ERROR(FirstMatrices(
+          layer.attention_norm,
+          {{&layer.query, &now.query}, {&layer.key, &now.key}, {&layer.value, &now.value}}));
+      NIBBLE_RETURN_IF_ERROR(LastMatrix(layer, now, Half::kAttention, layer.attention_output));
+      NIBBLE_RETURN_IF_ERROR(
+          FirstMatrices(layer.ffn_norm, {{&layer.gate, &now.gate}, {&layer.up, &now.up}}));
+      NIBBLE_RETURN_IF_ERROR(LastMatrix(layer, now, Half::kFeedForward, layer.down));
+    }
+    if (!Tied()) {
+      Linear head;
+      NIBBLE_RETURN_IF_ERROR(FirstMatrices(weights.output_norm, {{&weights.head, &head}}));
+    }
+    return std::move(result_);
   }
 
  private:
-  template <class Function>  // Status(Batch)
-  Status ForEachBatch(const Function& function) const {
-    const int64_t step = std::max<int64_t>(1, options_.batch_tokens / options_.context);
-    for (int64_t first = 0; first < windows_; first += step) {
-      NIBBLE_RETURN_IF_ERROR(function(Batch{first, std::min(step, windows_ - first)}));
+  struct Replacement {
+    const Linear* from;
+    Linear* to;
+  };
+
+  bool Tied() const { return model_.weights().head.name == "token_embd.weight"; }
+  bool Wanted(const std::string& name) const { return formats_.contains(name); }
+
+  void Count(const std::string& name, const QuantizedTensor& weight) {
+    if (!Wanted(name)) return;
+    ++progress_.count;
+    progress_.weights_total += static_cast<uint64_t>(weight.rows() * weight.cols());
+  }
+
+  Status Report() const {
+    if (options_.progress && !options_.progress(progress_)) return Cancelled("cancelled");
+    return OkStatus();
+  }
+
+  template <class Function>  // Status(WindowBatch)
+  Status ForEachBatch(const Function& function) {
+    const int64_t step = std::max<int64_t>(1, options_.batch_tokens / text_.context);
+    for (int64_t first = 0; first < text_.windows(); first += step) {
+      NIBBLE_RETURN_IF_ERROR(function(WindowBatch{first, std::min(step, text_.windows() - first)}));
+      NIBBLE_RETURN_IF_ERROR(Report());
     }
     return OkStatus();
   }
 
-  Status Advance(const DecoderLayer& layer, const DecoderLayer& now, Half half) {
-    return ForEachBatch([&](Batch batch) -> Status {
-      NIBBLE_RETURN_IF_ERROR(original_->Advance(layer, half, batch));
-      return quantized_->Advance(now, half, batch);
+  // Matrices that see the residual stream behind a norm.
+  Status FirstMatrices(const std::vector<float>& norm, const std::vector<Replacement>& matrices) {
+    const bool any =
+        std::ranges::any_of(matrices, [&](const Replacement& m) { return Wanted(m.from->name); });
+    if (!any) return OkStatus();
+    const int64_t cols = model_.config().width;
+    progress_.tensor = matrices[0].from->name;
+    InputStatistics seen{Hessian(cols), RowMatrix::Zero(cols, cols), RowMatrix()};
+    const Status measured = ForEachBatch([&](WindowBatch batch) -> Status {
+      const TensorView before = original_->Normed(norm, batch);
+      return Add(before, quantized_->Normed(norm, batch), batch, seen);
+    });
+    if (!measured.ok()) return Status(measured).WithContext(matrices[0].from->name);
+    NIBBLE_ASSIGN_OR_RETURN(const Fit fit, Prepare(std::move(seen)));
+    for (const Replacement& m : matrices) NIBBLE_RETURN_IF_ERROR(Replace(*m.from, fit, m.to));
+    return OkStatus();
+  }
+
+  // The last matrix of a half; takes both residual streams past it.
+  Status LastMatrix(const DecoderLayer& layer, DecoderLayer& now, Half half, const Linear& last) {
+    const bool wanted = Wanted(last.name);
+    const int64_t cols = last.weight.cols(), width = model_.config().width;
+    progress_.tensor = last.name;
+    InputStatistics seen;
+    if (wanted) {
+      seen = {Hessian(cols), RowMatrix::Zero(cols, cols), RowMatrix::Zero(width, cols)};
+    }
+    last_inputs_.resize(text_.tokens.size() * static_cast<size_t>(cols));
+    const auto kept = [&](WindowBatch batch) {
+      return ViewOf(last_inputs_.data() + batch.first * text_.context * cols,
+                    batch.windows * text_.context, cols);
+    };
+    const Status measured = ForEachBatch([&](WindowBatch batch) -> Status {
+      NIBBLE_ASSIGN_OR_RETURN(const TensorView before, original_->LastInputs(layer, half, batch));
+      NIBBLE_ASSIGN_OR_RETURN(const TensorView after, quantized_->LastInputs(now, half, batch));
+      std::copy_n(static_cast<const float*>(after.data), after.rows * cols,
+                  static_cast<float*>(kept(batch).data));
+      if (wanted) {
+        NIBBLE_RETURN_IF_ERROR(Add(before, after, batch, seen));
+        AddDifference(ViewOf(std::as_const(*original_).Residual(batch), after.rows, width),
+                      ViewOf(std::as_const(*quantized_).Residual(batch), after.rows, width), after,
+                      seen.residual);
+      }
+      return original_->Add(last, before, batch);
+    });
+    if (!measured.ok()) return Status(measured).WithContext(last.name);
+    Linear fresh = last;
+    if (wanted) {
+      NIBBLE_ASSIGN_OR_RETURN(const Fit fit, Prepare(std::move(seen)));
+      NIBBLE_RETURN_IF_ERROR(Replace(last, fit, &fresh));
+    }
+    return ForEachBatch(
+        [&](WindowBatch batch) { return quantized_->Add(fresh, kept(batch), batch); });
+  }
+
+  Status Add(TensorView before, TensorView after, WindowBatch batch, InputStatistics& seen) const {
+    NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
+    NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
+    NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(after, parallel_));
+    AddDifference(before, after, after, seen.inputs);
+    return OkStatus();
+  }
+
+  // sums += (x - y)^T z
+  void AddDifference(TensorView x, TensorView y, TensorView z, RowMatrix& sums) const {
+    constexpr int64_t kBand = 120;
+    const auto at = [](TensorView view) { return static_cast<const float*>(view.data); };
+    const RowMatrix difference = Eigen::Map<const RowMatrix>(at(x), x.rows, x.cols) -
+                                 Eigen::Map<const RowMatrix>(at(y), y.rows, y.cols);
+    parallel_((x.cols + kBand - 1) / kBand, [&](int64_t band, int) {
+      const int64_t first = band * kBand, count = std::min(kBand, x.cols - first);
+      AddProduct(Transposed(difference.data() + first, x.cols), Strided(at(z), z.cols), count,
+                 z.cols, z.rows, 1.0f, sums.data() + first * z.cols, z.cols);
     });
   }
 
-  Result<PointStatistics> Measure(const DecoderLayer& layer, const DecoderLayer& now, Half half,
-                                  Point point, int64_t cols) {
+  Result<Fit> Prepare(InputStatistics seen) const {
+    Fit fit;
+    NIBBLE_ASSIGN_OR_RETURN(RowMatrix mean, MeanHessian(seen.hessian));
+    fit.importance = seen.hessian.MeanSquares();
+    const float tokens = static_cast<float>(seen.hessian.tokens());
+    seen.hessian = Hessian();  // no longer needed: its memory
+    NIBBLE_ASSIGN_OR_RETURN(fit.hessian, Factor(std::move(mean), options_.gptq.damping, parallel_));
+    seen.inputs *= options_.input_correction / tokens;
+    seen.residual *= options_.residual_correction / tokens;
+    fit.seen = std::move(seen);
+    return fit;
+  }
+
+  // Quantizes a matrix, some rows at a time: the largest would be large in f32.
+  Status Replace(const Linear& from, const Fit& fit, Linear* to) {
+    if (!Wanted(from.name)) return OkStatus();
+    constexpr int64_t kRowsAtOnce = 4096;
+    const Format format = formats_.at(from.name);
+    const QuantizedTensor& source = from.weight;
+    const int64_t cols = source.cols();
+    NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor made,
+                            QuantizedTensor::Allocate(format, source.rows(), cols));
+    const size_t from_row = source.bytes() / static_cast<size_t>(source.rows());
+    const size_t to_row = made.bytes() / static_cast<size_t>(source.rows());
+    MatrixReport report{from.name, format, HasFeedback(format), {}};
+    progress_.tensor = from.name;
+    for (int64_t first = 0; first < source.rows(); first += kRowsAtOnce) {
+      const int64_t rows = std::min(kRowsAtOnce, source.rows() - first);
+      const auto piece =
+          source.plane(Plane::kCodes)
+              .bytes()
+              .subspan(static_cast<size_t>(first) * from_row, static_cast<size_t>(rows) * from_row);
+      RowMatrix weights(rows, cols);
+      NIBBLE_RETURN_IF_ERROR(
+          Dequantize(source.format(), piece, ViewOf(weights.data(), rows, cols), parallel_)
+              .WithContext(from.name));
+      Correct(fit, first, weights);
+      GptqReport part;
+      Result<QuantizedTensor> quantized = Quantized(weights, format, fit, &part);
+      if (!quantized.ok()) return std::move(quantized).status().WithContext(from.name);
+      std::ranges::copy(quantized->plane(Plane::kCodes).bytes(),
+                        made.plane(Plane::kCodes).data() + static_cast<size_t>(first) * to_row);
+      report.gptq.damping = fit.hessian.damping;
+      report.gptq.damping_raised = fit.hessian.raised;
+      report.gptq.dead_columns = fit.hessian.dead_columns;
+      report.gptq.output_error += part.output_error;
+      report.gptq.weight_energy += part.weight_energy;
+      progress_.weights_done += static_cast<uint64_t>(rows * cols);
+      NIBBLE_RETURN_IF_ERROR(Report());
+    }
+    *to = from;
+    to->weight = made;
+    return Keep(std::move(made), std::move(report));
+  }
+
+  // What the errors so far ask of rows from `first` on: weights += (weights E + residual) H^-1.
+  void Correct(const Fit& fit, int64_t first, RowMatrix& weights) const {
+    const int64_t rows = weights.rows(), cols = weights.cols();
+    RowMatrix asked = RowMatrix::Zero(rows, cols);
+    if (fit.seen.residual.size() > 0) asked = fit.seen.residual.middleRows(first, rows);
+    constexpr int64_t kBand = 120;
+    parallel_((rows + kBand - 1) / kBand, [&](int64_t band, int) {
+      const int64_t row = band * kBand, count = std::min(kBand, rows - row);
+      AddProduct(Strided(weights.data() + row * cols, cols), Strided(fit.seen.inputs.data(), cols),
+                 count, cols, cols, 1.0f, asked.data() + row * cols, cols);
+    });
+    SolveRows(fit.hessian.factor, asked, parallel_);
+    weights += asked;
+  }
+
+  Result<QuantizedTensor> Quantized(const RowMatrix& weights, Format format, const Fit& fit,
+                                    GptqReport* report) const {
+    const TensorView view = ViewOf(weights.data(), weights.rows(), weights.cols());
+    if (HasFeedback(format)) {
+      return QuantizeFactored(view, format, fit.hessian, options_.gptq, report);
+    }
+    QuantizeOptions options;
+    options.importance = fit.importance;
+    options.parallel = parallel_;
+    return Quantize(view, format, options);
+  }
+
+  // A row of embeddings is looked up: its errors count alike in all columns but where the same
+  // matrix is multiplied with the last hidden state, too.
+  Status QuantizeEmbedding(QuantizedTensor* embedding) {
+    const QuantizedTensor& source = model_.weights().embedding;
+    const Format format = formats_.at("token_embd.weight");
+    progress_.tensor = "token_embd.weight";
+    QuantizeOptions options;
+    options.parallel = parallel_;
+    std::vector<float> importance;
+    if (Tied()) {
+      NIBBLE_ASSIGN_OR_RETURN(importance, HeadImportance());
+      options.importance = importance;
+    }
+    RowMatrix weights(source.rows(), source.cols());
+    NIBBLE_RETURN_IF_ERROR(
+        Dequantize(source, ViewOf(weights.data(), weights.rows(), weights.cols()), parallel_)
+            .WithContext("token_embd.weight"));
+    Result<QuantizedTensor> made = Quantize(
+        ViewOf(std::as_const(weights).data(), weights.rows(), weights.cols()), format, options);
+    if (!made.ok()) return std::move(made).status().WithContext("token_embd.weight");
+    *embedding = *made;
+    progress_.weights_done += static_cast<uint64_t>(weights.size());
+    return Keep(*std::move(made), {"token_embd.weight", format, false, {}});
+  }
+
+  // Mean squares of the inputs of the output matrix, of the original model.
+  Result<std::vector<float>> HeadImportance() {
     const int64_t width = model_.config().width;
-    PointStatistics seen{Hessian(cols), RowMatrix::Zero(cols, cols), RowMatrix()};
-    if (point == Point::kLast) seen.residual = RowMatrix::Zero(width, cols);
-    NIBBLE_RETURN_IF_ERROR(ForEachBatch([&](Batch batch) -> Status {
-      NIBBLE_ASSIGN_OR_RETURN(const TensorView before,
-                              original_->Inputs(layer, half, point, batch));
-      NIBBLE_ASSIGN_OR_RETURN(const TensorView after, quantized_->Inputs(now, half, point, batch));
-      NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(after, options_.gptq.parallel));
-      using Rows = Eigen::Map<const RowMatrix>;
-      const Rows y(static_cast<const float*>(after.data), after.rows, cols);
-      const Rows x(static_cast<const float*>(before.data), before.rows, cols);
-      AddProduct(x - y, y, seen.inputs);
-      if (point == Point::kLast) {
-        AddProduct(Rows(original_->Residual(batch), after.rows, width) -
-                       Rows(quantized_->Residual(batch), after.rows, width),
-                   y, seen.residual);
+    RunnerOptions run;
+    run.precision = Precision::kF32;
+    run.parallel = parallel_;
+    Runner runner(model_, run);
+    NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model_.config()));
+    std::vector<float> hidden;
+    std::vector<double> sums(static_cast<size_t>(width));
+    NIBBLE_RETURN_IF_ERROR(ForEachBatch([&](WindowBatch batch) -> Status {
+      std::vector<SequenceInput> inputs;
+      for (int64_t w = batch.first; w < batch.first + batch.windows; ++w) {
+        inputs.push_back({cache.AddSequence(),
+                          std::span(text_.tokens)
+                              .subspan(static_cast<size_t>(w * text_.context),
+                                       static_cast<size_t>(text_.context)),
+                          true});
+      }
+      NIBBLE_RETURN_IF_ERROR(runner.Forward(cache, inputs, &hidden));
+      for (const SequenceInput& input : inputs) {
+        NIBBLE_RETURN_IF_ERROR(cache.Remove(input.sequence));
+      }
+      const int64_t rows = batch.windows * text_.context;
+      NIBBLE_RETURN_IF_ERROR(
+          CheckFinite(ViewOf(std::as_const(hidden).data(), rows, width), batch, text_.context)
+              .WithContext("the output"));
+      for (int64_t i = 0; i < rows * width; ++i) {
+        sums[static_cast<size_t>(i % width)] += static_cast<double>(hidden[i]) * hidden[i];
       }
       return OkStatus();
     }));
-    return seen;
-  }
-
-  // sums += difference^T y
-  void AddProduct(const RowMatrix& difference, const Eigen::Map<const RowMatrix>& y,
-                  RowMatrix& sums) const {
-    constexpr int64_t kBand = 128;
-    options_.gptq.parallel((sums.rows() + kBand - 1) / kBand, [&](int64_t band, int) {
-      const int64_t first = band * kBand, count = std::min<int64_t>(kBand, sums.rows() - first);
-      sums.middleRows(first, count).noalias() +=
-          difference.middleCols(first, count).transpose() * y;
-    });
-  }
-
-  Status QuantizePoint(const DecoderLayer& layer, DecoderLayer& now, Half half, Point point,
-                       std::vector<Linear DecoderLayer::*> matrices) {
-    const bool any = std::ranges::any_of(
-        matrices, [&](Linear DecoderLayer::*m) { return Wanted((layer.*m).name); });
-    if (!any) return OkStatus();
-    const int64_t cols = (layer.*matrices.front()).weight.cols();
-    NIBBLE_ASSIGN_OR_RETURN(const PointStatistics seen, Measure(layer, now, half, point, cols));
-    NIBBLE_ASSIGN_OR_RETURN(const RowMatrix correction, InverseHessian(seen.hessian));
-    for (Linear DecoderLayer::*m : matrices) {
-      const Linear& linear = layer.*m;
-      if (!Wanted(linear.name)) continue;
-      RowMatrix weights(linear.weight.rows(), cols);
-      NIBBLE_RETURN_IF_ERROR(Dequantize(linear.weight, ViewOf(weights.data(), weights.rows(), cols),
-                                        options_.gptq.parallel));
-      RowMatrix asked = options_.input_correction * weights * seen.inputs;
-      if (point == Point::kLast) asked += options_.residual_correction * seen.residual;
-      weights += asked * correction;
-      Result<QuantizedTensor> quantized = Quantized(linear.name, weights, seen.hessian);
-      if (!quantized.ok()) return std::move(quantized).status().WithContext(linear.name);
-      (now.*m).weight = *std::move(quantized);
-      done_.emplace(linear.name, (now.*m).weight);
+    std::vector<float> means(sums.size());
+    for (size_t j = 0; j < means.size(); ++j) {
+      means[j] = static_cast<float>(sums[j] / static_cast<double>(text_.tokens.size()));
     }
-    return OkStatus();
+    return means;
   }
 
-  bool Wanted(const std::string& name) const {
-    const auto it = formats_.find(name);
-    return it != formats_.end() && GetFormatInfo(it->second).use == FormatUse::kWeight;
-  }
-
-  // (Y^T Y + damping)^-1
-  Result<RowMatrix> InverseHessian(const Hessian& hessian) const {
-    FeedbackFactor factor;
-    GptqReport report;
-    NIBBLE_ASSIGN_OR_RETURN(const RowMatrix damped,
-                            DampedHessian(hessian, options_.gptq.damping, &factor, &report));
-    const int64_t n = hessian.cols();
-    const Eigen::MatrixXd inverse =
-        damped.cast<double>().llt().solve(Eigen::MatrixXd::Identity(n, n));
-    return RowMatrix((inverse / static_cast<double>(hessian.tokens())).cast<float>());
-  }
-
-  Result<QuantizedTensor> Quantized(const std::string& name, const RowMatrix& weights,
-                                    const Hessian& hessian) {
-    const TensorView view = ViewOf(weights.data(), weights.rows(), weights.cols());
-    const Format format = formats_.at(name);
-    GptqReport report;
-    if (!HasFeedback(format)) {
-      const std::vector<float> importance = hessian.MeanSquares();
-      QuantizeOptions options;
-      options.importance = importance;
-      options.parallel = options_.gptq.parallel;
-      return Quantize(view, format, options);
-    }
-    Result<QuantizedTensor> result = QuantizeGptq(view, format, hessian, options_.gptq, &report);
-    if (result.ok() && options_.progress && !options_.progress(name, report)) {
-      return Cancelled("cancelled");
-    }
-    return result;
+  Status Keep(QuantizedTensor made, MatrixReport report) {
+    result_.tensors.emplace(report.name, std::move(made));
+    result_.reports.push_back(std::move(report));
+    ++progress_.index;
+    return Report();
   }
 
   const Model& model_;
+  const CalibrationText& text_;
   const LayerwiseOptions& options_;
-  int64_t windows_;
-  std::map<std::string, Format> formats_;
-  std::unique_ptr<Stream> original_, quantized_;
-  Matrices done_;
+  const ParallelFor& parallel_;
+  std::map<std::string, Format> formats_;  // of the matrices to be quantized
+  std::unique_ptr<LayerStream> original_, quantized_;
+  std::vector<float> last_inputs_;  // of the quantized model [tokens, cols]
+  ModelProgress progress_;
+  CalibratedTensors result_;
 };
 
 }  // namespace
 
-Result<Matrices> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
-                                   std::span<const int32_t> tokens,
-                                   const LayerwiseOptions& options) {
-  if (options.context < 1 || options.context > model.config().context) {
-    return InvalidArgument("windows of " + std::to_string(options.context) +
-                           " tokens: the model sees 1 to " +
-                           std::to_string(model.config().context));
+Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
+                                            const CalibrationText& text,
+                                            const LayerwiseOptions& options) {
+  if (text.context < 1 || text.context > model.config().context || text.windows() == 0) {
+    return InvalidArgument("calibration needs a window of 1 to " +
+                           std::to_string(model.config().context) + " tokens, not " +
+                           std::to_string(text.context));
   }
-  for (const int32_t token : tokens) {
+  for (const int32_t token : text.tokens) {
     if (token < 0 || token >= model.config().vocab_size) {
       return InvalidArgument("token " + std::to_string(token) + " is not one of " +
                              std::to_string(model.config().vocab_size));
     }
   }
-  int64_t windows = static_cast<int64_t>(tokens.size()) / options.context;
-  if (options.max_windows > 0) windows = std::min(windows, options.max_windows);
-  if (windows == 0) {
-    return InvalidArgument("the calibration text has " + std::to_string(tokens.size()) +
-                           " tokens, less than a window of " + std::to_string(options.context));
-  }
-  std::vector<int32_t> text(tokens.begin(), tokens.begin() + windows * options.context);
-  if (model.tokenizer().adds_bos()) {  // as models are used, and as Perplexity does
-    for (size_t i = 0; i < text.size(); i += static_cast<size_t>(options.context)) {
-      text[i] = model.tokenizer().bos();
-    }
-  }
-  Layerwise work(model, plan, options, windows);
-  return work.Run(text);
+  return Layerwise(model, plan, text, options).Run();
 }
 
 }  // namespace nibble

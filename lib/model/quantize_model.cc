@@ -218,6 +218,13 @@ void SetMetadata(ModelPlan& plan, const ModelSource& source, const TypeChoice& t
   if (recipe.importance != nullptr) {
     m.Set(recipe_key::kImportanceHash, HashOf(*recipe.importance));
   }
+  if (const MethodInfo& method = GetMethodInfo(recipe.method); method.calibrated) {
+    m.Set(recipe_key::kMethod, std::string(method.name));
+    m.Set(recipe_key::kCalibrationText, recipe.calibration.text);
+    m.Set(recipe_key::kCalibrationHash, recipe.calibration.hash);
+    m.Set(recipe_key::kCalibrationContext, static_cast<uint32_t>(recipe.calibration.context));
+    m.Set(recipe_key::kCalibrationWindows, static_cast<uint32_t>(recipe.calibration.windows));
+  }
   m.Set(recipe_key::kSourceHash, std::string(kBlankHash));
   m.Set(recipe_key::kContentHash, std::string(kBlankHash));
 }
@@ -313,9 +320,10 @@ Result<ModelPlan> PlanModel(const ModelSource& source, const ModelRecipe& recipe
   }
   const std::vector<GgufTensorInfo> infos(source.tensors().begin(), source.tensors().end());
   if (infos.empty()) return InvalidArgument("the model has no tensors");
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<FormatChoice> choices,
-                          ChooseFormats(source.metadata(), infos, type, recipe.tensor_types,
-                                        recipe.importance != nullptr));
+  const bool weighed = recipe.importance != nullptr || GetMethodInfo(recipe.method).calibrated;
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::vector<FormatChoice> choices,
+      ChooseFormats(source.metadata(), infos, type, recipe.tensor_types, weighed));
   for (size_t i = 0; i < infos.size(); ++i) {
     TensorTask tensor{&source.tensors()[i], choices[i], 0};
     FormatChoice& choice = tensor.choice;

@@ -29,23 +29,20 @@ Status Runner::Impl::Multiply(const Linear& linear, const float* input, int64_t 
       .WithContext(linear.name);
 }
 
-Status Runner::Impl::Embed(std::span<const SequenceInput> inputs) {
-  const QuantizedTensor& table = model.weights().embedding;
+Status Runner::Impl::Embed(const QuantizedTensor& table, std::span<const int32_t> tokens,
+                           float* out) const {
   const int64_t width = model.config().width;
   const size_t row_bytes = table.bytes() / static_cast<size_t>(table.rows());
-  float* out = x.data();
-  for (const SequenceInput& input : inputs) {
-    for (const int32_t token : input.tokens) {
-      const auto row = table.plane(Plane::kCodes)
-                           .bytes()
-                           .subspan(static_cast<size_t>(token) * row_bytes, row_bytes);
-      NIBBLE_RETURN_IF_ERROR(Dequantize(table.format(), row, ViewOf(out, 1, width)));
-      const float scale = model.config().embedding_scale;
-      if (scale != 1.0f) {
-        for (int64_t i = 0; i < width; ++i) out[i] *= scale;
-      }
-      out += width;
+  const float scale = model.config().embedding_scale;
+  for (const int32_t token : tokens) {
+    const auto row = table.plane(Plane::kCodes)
+                         .bytes()
+                         .subspan(static_cast<size_t>(token) * row_bytes, row_bytes);
+    NIBBLE_RETURN_IF_ERROR(Dequantize(table.format(), row, ViewOf(out, 1, width)));
+    if (scale != 1.0f) {
+      for (int64_t i = 0; i < width; ++i) out[i] *= scale;
     }
+    out += width;
   }
   return OkStatus();
 }
@@ -217,7 +214,10 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
                                std::vector<float>* hidden) {
   const ModelConfig& c = model.config();
   Prepare(spans, rows);
-  NIBBLE_RETURN_IF_ERROR(Embed(inputs));
+  for (size_t s = 0; s < spans.size(); ++s) {
+    NIBBLE_RETURN_IF_ERROR(Embed(model.weights().embedding, inputs[s].tokens,
+                                 x.data() + spans[s].begin * c.width));
+  }
   for (int64_t l = 0; l < c.layers; ++l) {
     const DecoderLayer& layer = model.weights().layers[static_cast<size_t>(l)];
     NIBBLE_RETURN_IF_ERROR(Attention(cache, layer, l, spans, rows));

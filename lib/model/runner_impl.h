@@ -78,7 +78,8 @@ struct Runner::Impl {
 
   Status Multiply(const Linear& linear, const float* input, int64_t rows, float* out,
                   bool accumulate = false);
-  Status Embed(std::span<const SequenceInput> inputs);
+  // The rows of `table` for `tokens`, scaled as the model asks: out f32 [tokens, width].
+  Status Embed(const QuantizedTensor& table, std::span<const int32_t> tokens, float* out) const;
   void NormRows(const std::vector<float>& weight, const float* input, int64_t rows, float* out);
   void TurnAndStore(KvCache::Impl& cache, const DecoderLayer& layer, int64_t layer_index,
                     const std::vector<Span>& spans);

@@ -106,6 +106,12 @@ Result<ModelRecipe> ReadRecipe(const GgufMetadata& metadata, bool* has_importanc
   if (*version != NIBBLE_VERSION) {
     return Unsupported("made by version " + *version + " of nibble; this is " NIBBLE_VERSION);
   }
+  if (const Result<std::string> method = metadata.GetString(recipe_key::kMethod); method.ok()) {
+    const Result<std::string> text = metadata.GetString(recipe_key::kCalibrationText);
+    return Unsupported("made by the method " + *method + " on the calibration text " +
+                       (text.ok() ? *text : std::string("of its maker")) +
+                       ", which the recipe cannot repeat");
+  }
   if (metadata.Find(recipe_key::kReadyTensors) != nullptr) {
     return Unsupported("tensors were quantized outside the recipe, which cannot make them again");
   }

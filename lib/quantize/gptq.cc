@@ -42,8 +42,7 @@ struct Job {
   Format format;
   int64_t cols;
   size_t row_bytes;
-  RowMatrix hessian;  // damped
-  FeedbackFactor factor;
+  const FactoredHessian& hessian;
   std::vector<Chunk> chunks;
   GroupHessians groups;  // empty without sweeps
   RefineOptions refine;
@@ -57,41 +56,55 @@ class Slab {
         weights_(std::move(weights)),
         errors_(RowMatrix::Zero(weights_.rows(), job.cols)),
         blocks_(blocks),
-        states_(static_cast<size_t>(weights_.rows() * RowBlocks())) {}
+        states_(static_cast<size_t>(weights_.rows() * RowBlocks())),
+        losses_(static_cast<size_t>(weights_.rows())) {}
 
   // From left to right, each chunk with the feedback of all before it.
   void FirstPass() {
-    std::vector<double> losses(static_cast<size_t>(weights_.rows()));
+    const FeedbackFactor& factor = job_.hessian.factor;
     for (const Chunk& chunk : job_.chunks) {
       RowMatrix target = weights_.middleCols(chunk.first, chunk.count);
-      const RowMatrix weight = target;
-      if (chunk.first > 0) {
-        target.noalias() += errors_.leftCols(chunk.first) *
-                            job_.factor.unit.block(0, chunk.first, chunk.first, chunk.count);
-      }
+      AddProduct(Strided(errors_.data(), job_.cols),
+                 Strided(factor.unit.data() + chunk.first, job_.cols), weights_.rows(), chunk.count,
+                 chunk.first, 1.0f, target.data(), chunk.count);
+      RowMatrix weight = weights_.middleCols(chunk.first, chunk.count);
       RowMatrix error(weights_.rows(), chunk.count);
-      const RowMatrix unit =
-          job_.factor.unit.block(chunk.first, chunk.first, chunk.count, chunk.count);
-      Encode(chunk, weight, target, unit, job_.factor.diagonal.segment(chunk.first, chunk.count),
-             blocks_ + ChunkOffset(chunk), job_.row_bytes, &error, &losses);
+      FeedbackChunk work;
+      work.weights = weight.data();
+      work.targets = target.data();
+      work.rows = weights_.rows();
+      work.cols = chunk.count;
+      work.row_stride = chunk.count;
+      work.factor = factor.unit.data() + chunk.first * (job_.cols + 1);
+      work.factor_stride = job_.cols;
+      work.diagonal = factor.diagonal.data() + chunk.first;
+      work.blocks = blocks_ + ChunkOffset(chunk);
+      work.block_stride = job_.row_bytes;
+      work.errors = error.data();
+      work.states = states_.data() + FirstBlock(chunk);
+      work.state_stride = RowBlocks();
+      EncodeWithFeedback(job_.format, work, FeedbackOptions{}, losses_.data());
       errors_.middleCols(chunk.first, chunk.count) = error;
     }
   }
 
   // Codes and scales of each block again, given the errors of all others.
   void Sweep() {
+    const RowMatrix& hessian = job_.hessian.damped;
     const int64_t group = FeedbackGroup(job_.format);
     const int64_t block = GetFormatInfo(job_.format).block_weights;
     for (int64_t first = 0; first < job_.cols; first += block) {
       const Chunk chunk{first, block};
-      const RowMatrix gradients = errors_ * job_.hessian.middleCols(chunk.first, chunk.count);
+      RowMatrix gradients = RowMatrix::Zero(weights_.rows(), chunk.count);
+      AddProduct(Strided(errors_.data(), job_.cols), Strided(hessian.data() + first, job_.cols),
+                 weights_.rows(), chunk.count, job_.cols, 1.0f, gradients.data(), chunk.count);
       RefineChunk work;
       work.weights = weights_.data() + chunk.first;
       work.gradients = gradients.data();
       work.rows = weights_.rows();
       work.cols = chunk.count;
       work.row_stride = job_.cols;
-      work.hessian = job_.hessian.data() + chunk.first * job_.cols + chunk.first;
+      work.hessian = hessian.data() + first * (job_.cols + 1);
       work.hessian_stride = job_.cols;
       work.factors = job_.groups.factors.data() + chunk.first * group;
       work.diagonals = job_.groups.diagonals.data() + chunk.first;
@@ -105,9 +118,13 @@ class Slab {
     }
   }
 
-  // Sum over rows of x H x^T.
-  static double Energy(const RowMatrix& x, const RowMatrix& hessian) {
-    const RowMatrix product = x * hessian;
+  // Sum over rows of x (H / tokens) x^T.
+  double Energy(const RowMatrix& x) const {
+    const FactoredHessian& h = job_.hessian;
+    RowMatrix product = RowMatrix::Zero(x.rows(), x.cols());
+    AddProduct(Strided(x.data(), job_.cols), Strided(h.damped.data(), job_.cols), x.rows(),
+               job_.cols, job_.cols, 1.0f, product.data(), job_.cols);
+    product.noalias() -= x * h.added.asDiagonal();
     return product.cast<double>().cwiseProduct(x.cast<double>()).sum();
   }
   const RowMatrix& weights() const { return weights_; }
@@ -122,31 +139,24 @@ class Slab {
     return static_cast<size_t>(FirstBlock(chunk)) * GetFormatInfo(job_.format).block_bytes;
   }
 
-  void Encode(const Chunk& chunk, const RowMatrix& weight, const RowMatrix& target,
-              const RowMatrix& unit, const Eigen::VectorXf& diagonal, std::byte* blocks,
-              size_t stride, RowMatrix* error, std::vector<double>* losses) {
-    FeedbackChunk work;
-    work.weights = weight.data();
-    work.targets = target.data();
-    work.rows = weight.rows();
-    work.cols = chunk.count;
-    work.row_stride = chunk.count;
-    work.factor = unit.data();
-    work.factor_stride = chunk.count;
-    work.diagonal = diagonal.data();
-    work.blocks = blocks;
-    work.block_stride = stride;
-    work.errors = error->data();
-    work.states = states_.data() + FirstBlock(chunk);
-    work.state_stride = RowBlocks();
-    EncodeWithFeedback(job_.format, work, FeedbackOptions{}, losses->data());
-  }
-
   const Job& job_;
   RowMatrix weights_, errors_;
   std::byte* blocks_;
   std::vector<BlockState> states_;
+  std::vector<double> losses_;
 };
+
+Status CheckOperands(TensorView weights, Format format, int64_t hessian_cols) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
+  if (!HasFeedback(format)) {
+    return Unsupported(std::string("no error feedback for ") + GetFormatInfo(format).name);
+  }
+  if (hessian_cols != weights.cols) {
+    return InvalidArgument("a Hessian of " + std::to_string(hessian_cols) +
+                           " columns for weights of " + std::to_string(weights.cols));
+  }
+  return OkStatus();
+}
 
 Result<GroupHessians> FactorGroups(const RowMatrix& hessian, int64_t group) {
   GroupHessians groups;
@@ -166,31 +176,18 @@ Result<GroupHessians> FactorGroups(const RowMatrix& hessian, int64_t group) {
 
 }  // namespace
 
-Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
-                                     const GptqOptions& options, GptqReport* report) {
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
-  if (!HasFeedback(format)) {
-    return Unsupported(std::string("no error feedback for ") + GetFormatInfo(format).name);
-  }
-  if (hessian.cols() != weights.cols) {
-    return InvalidArgument("a Hessian of " + std::to_string(hessian.cols()) +
-                           " columns for weights of " + std::to_string(weights.cols));
-  }
+Result<QuantizedTensor> QuantizeFactored(TensorView weights, Format format,
+                                         const FactoredHessian& hessian, const GptqOptions& options,
+                                         GptqReport* report) {
+  NIBBLE_RETURN_IF_ERROR(CheckOperands(weights, format, hessian.cols()));
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor tensor,
                           QuantizedTensor::Allocate(format, weights.rows, weights.cols));
-  GptqReport local_report;
-  GptqReport& said = report == nullptr ? local_report : *report;
-  Job job;
-  job.format = format;
-  job.cols = weights.cols;
-  job.row_bytes = tensor.bytes() / static_cast<size_t>(weights.rows);
-  NIBBLE_ASSIGN_OR_RETURN(job.hessian, DampedHessian(hessian, options.damping, &job.factor, &said));
+  Job job{format, weights.cols, tensor.bytes() / static_cast<size_t>(weights.rows), hessian, {}, {},
+          {}};
   job.chunks = ChunksOf(weights.cols);
   if (options.sweeps > 0) {
-    NIBBLE_ASSIGN_OR_RETURN(job.groups, FactorGroups(job.hessian, FeedbackGroup(format)));
+    NIBBLE_ASSIGN_OR_RETURN(job.groups, FactorGroups(hessian.damped, FeedbackGroup(format)));
   }
-  const RowMatrix plain = Eigen::Map<const RowMatrix>(hessian.sums().data(), job.cols, job.cols) /
-                          static_cast<float>(hessian.tokens());
   const int64_t slabs = (weights.rows + kSlab - 1) / kSlab;
   std::vector<double> error(static_cast<size_t>(slabs)), energy(static_cast<size_t>(slabs));
   std::vector<Status> status(static_cast<size_t>(slabs));
@@ -212,15 +209,28 @@ Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const He
     Slab slab(job, std::move(w), blocks + static_cast<size_t>(first) * job.row_bytes);
     slab.FirstPass();
     for (int i = 0; i < options.sweeps; ++i) slab.Sweep();
-    error[static_cast<size_t>(s)] = Slab::Energy(slab.errors(), plain);
-    energy[static_cast<size_t>(s)] = Slab::Energy(slab.weights(), plain);
+    if (report == nullptr) return;
+    error[static_cast<size_t>(s)] = slab.Energy(slab.errors());
+    energy[static_cast<size_t>(s)] = slab.Energy(slab.weights());
   });
-  for (int64_t s = 0; s < slabs; ++s) {
-    NIBBLE_RETURN_IF_ERROR(status[static_cast<size_t>(s)]);
-    said.output_error += error[static_cast<size_t>(s)];
-    said.weight_energy += energy[static_cast<size_t>(s)];
+  for (const Status& s : status) NIBBLE_RETURN_IF_ERROR(s);
+  if (report != nullptr) {
+    *report = {hessian.damping, hessian.raised, hessian.dead_columns, 0, 0};
+    for (size_t s = 0; s < error.size(); ++s) {
+      report->output_error += error[s];
+      report->weight_energy += energy[s];
+    }
   }
   return tensor;
+}
+
+Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
+                                     const GptqOptions& options, GptqReport* report) {
+  NIBBLE_RETURN_IF_ERROR(CheckOperands(weights, format, hessian.cols()));
+  NIBBLE_ASSIGN_OR_RETURN(RowMatrix mean, MeanHessian(hessian));
+  NIBBLE_ASSIGN_OR_RETURN(const FactoredHessian factored,
+                          Factor(std::move(mean), options.damping, options.parallel));
+  return QuantizeFactored(weights, format, factored, options, report);
 }
 
 }  // namespace nibble

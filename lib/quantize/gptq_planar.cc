@@ -321,11 +321,12 @@ Result<QuantizedTensor> QuantizeGptq(TensorView weights, const Scheme& scheme,
     }
   }
   {
-    NIBBLE_ASSIGN_OR_RETURN(const RowMatrix damped,
-                            Damp(ordered, options.damping, &job.factor, &said));
-    for (int64_t j = 0; j < cols; ++j) job.added.push_back(damped(j, j) - ordered(j, j));
+    NIBBLE_ASSIGN_OR_RETURN(FactoredHessian factored,
+                            Factor(std::move(ordered), options.damping, options.parallel));
+    said = {factored.damping, factored.raised, factored.dead_columns, 0, 0};
+    job.added.assign(factored.added.begin(), factored.added.end());
+    job.factor = std::move(factored.factor);
   }
-  ordered.resize(0, 0);
 
   // Rounding to nearest checks all arguments and weights, and finds the scales that are needed
   // ahead.

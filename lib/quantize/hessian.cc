@@ -7,6 +7,43 @@
 #include <utility>
 
 namespace nibble {
+namespace {
+
+using RowMatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Rows or columns of one task.
+constexpr int64_t kBand = 120;
+
+int64_t Bands(int64_t count) { return (count + kBand - 1) / kBand; }
+
+// Overwrites the lower triangle of a symmetric matrix by L, A = L L^T, a panel of columns after
+// another. False where A is not positive definite.
+bool FactorLower(RowMatrixD& a, const ParallelFor& parallel) {
+  const int64_t n = a.rows(), stride = a.cols();
+  for (int64_t first = 0; first < n; first += kBand) {
+    const int64_t count = std::min(kBand, n - first), rest = first + count;
+    const Eigen::LLT<RowMatrixD> panel(a.block(first, first, count, count));
+    if (panel.info() != Eigen::Success) return false;
+    const RowMatrixD lower = panel.matrixL();
+    a.block(first, first, count, count) = lower;
+    const int64_t bands = Bands(n - rest);
+    parallel(bands, [&](int64_t band, int) {
+      const int64_t row = rest + band * kBand, rows = std::min(kBand, n - row);
+      auto below = a.block(row, first, rows, count);
+      lower.triangularView<Eigen::Lower>().transpose().solveInPlace<Eigen::OnTheRight>(below);
+    });
+    parallel(bands, [&](int64_t band, int) {
+      const int64_t row = rest + band * kBand, rows = std::min(kBand, n - row);
+      const double* left = a.data() + row * stride + first;
+      const double* right = a.data() + rest * stride + first;
+      AddProduct(StridedMatrix<double>{left, stride, 1}, StridedMatrix<double>{right, 1, stride},
+                 rows, row + rows - rest, count, -1.0, a.data() + row * stride + rest, stride);
+    });
+  }
+  return true;
+}
+
+}  // namespace
 
 Hessian::Hessian(int64_t cols)
     : cols_(cols), sums_(static_cast<size_t>(cols) * static_cast<size_t>(cols)) {}
@@ -29,21 +66,20 @@ Status Hessian::Add(TensorView inputs, const ParallelFor& parallel) {
       }
     }
   }
-  const Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>> x(
-      static_cast<const float*>(inputs.data), inputs.rows, cols_,
-      Eigen::OuterStride<>(inputs.row_stride));
-  Eigen::Map<RowMatrix> sums(sums_.data(), cols_, cols_);
   // Bands of the upper triangle: each band's columns from its own diagonal on.
-  constexpr int64_t kBand = 128;
-  parallel((cols_ + kBand - 1) / kBand, [&](int64_t band, int) {
+  const float* x = static_cast<const float*>(inputs.data);
+  parallel(Bands(cols_), [&](int64_t band, int) {
     const int64_t first = band * kBand, count = std::min(kBand, cols_ - first);
-    sums.block(first, first, count, cols_ - first).noalias() +=
-        x.middleCols(first, count).transpose() * x.rightCols(cols_ - first);
+    AddProduct(Transposed(x + first, inputs.row_stride), Strided(x + first, inputs.row_stride),
+               count, cols_ - first, inputs.rows, 1.0f, sums_.data() + first * cols_ + first,
+               cols_);
   });
-  parallel((cols_ + kBand - 1) / kBand, [&](int64_t band, int) {
+  parallel(Bands(cols_), [&](int64_t band, int) {
     const int64_t first = band * kBand, count = std::min(kBand, cols_ - first);
     for (int64_t i = first; i < first + count; ++i) {
-      for (int64_t j = 0; j < first; ++j) sums(i, j) = sums(j, i);
+      for (int64_t j = 0; j < i; ++j) {
+        sums_[static_cast<size_t>(i * cols_ + j)] = sums_[static_cast<size_t>(j * cols_ + i)];
+      }
     }
   });
   tokens_ += inputs.rows;
@@ -65,20 +101,24 @@ std::vector<float> Hessian::MeanSquares() const {
   return means;
 }
 
-Result<FeedbackFactor> FactorHessian(const Eigen::Ref<const RowMatrix>& hessian) {
+Result<FeedbackFactor> FactorHessian(const RowMatrix& hessian, const ParallelFor& parallel) {
   // Cholesky of the matrix with rows and columns in reverse gives L; reversed again, it is R.
-  const Eigen::MatrixXd reversed = hessian.reverse().cast<double>();
-  const Eigen::LLT<Eigen::MatrixXd> cholesky(reversed);
-  if (cholesky.info() != Eigen::Success) {
+  const int64_t n = hessian.cols();
+  RowMatrixD lower = hessian.reverse().cast<double>();
+  if (!FactorLower(lower, parallel)) {
     return InvalidArgument("the Hessian is not positive definite");
   }
-  FeedbackFactor factor;
-  const Eigen::MatrixXd r = Eigen::MatrixXd(cholesky.matrixL()).reverse();
-  const Eigen::VectorXd diagonal = r.diagonal();
+  const Eigen::VectorXd diagonal = lower.diagonal().reverse();
   if (!(diagonal.minCoeff() > 0) || !diagonal.allFinite()) {
     return InvalidArgument("the Hessian is not positive definite");
   }
-  factor.unit = (r * diagonal.cwiseInverse().asDiagonal()).cast<float>();
+  FeedbackFactor factor;
+  factor.unit = RowMatrix::Zero(n, n);
+  parallel(n, [&](int64_t i, int) {
+    for (int64_t j = i; j < n; ++j) {
+      factor.unit(i, j) = static_cast<float>(lower(n - 1 - i, n - 1 - j) / diagonal(j));
+    }
+  });
   factor.diagonal = diagonal.cwiseAbs2().cast<float>();
   return factor;
 }
@@ -92,33 +132,60 @@ Result<RowMatrix> MeanHessian(const Hessian& hessian) {
   return mean;
 }
 
-Result<RowMatrix> DampedHessian(const Hessian& hessian, double damping, FeedbackFactor* factor,
-                                GptqReport* report) {
-  NIBBLE_ASSIGN_OR_RETURN(RowMatrix mean, MeanHessian(hessian));
-  return Damp(std::move(mean), damping, factor, report);
+Result<FactoredHessian> Factor(RowMatrix mean, double damping, const ParallelFor& parallel) {
+  FactoredHessian result;
+  result.damped = std::move(mean);
+  const Eigen::VectorXf plain = result.damped.diagonal();
+  const float average = plain.mean();
+  const float unit = average > 0 ? average : 1.0f;
+  result.dead_columns = (plain.array() == 0).count();
+  for (double share = damping;; share = std::max(share * 10, 1e-6)) {
+    for (int64_t j = 0; j < plain.size(); ++j) {
+      result.damped(j, j) = (plain(j) == 0 ? unit : plain(j)) + static_cast<float>(share) * unit;
+    }
+    Result<FeedbackFactor> factor = FactorHessian(result.damped, parallel);
+    if (factor.ok()) {
+      result.factor = *std::move(factor);
+      result.damping = share;
+      result.raised = share > damping;
+      result.added = result.damped.diagonal() - plain;
+      return result;
+    }
+    if (share > 1e3) return std::move(factor).status();
+  }
 }
 
-Result<RowMatrix> Damp(RowMatrix mean, double damping, FeedbackFactor* factor, GptqReport* report) {
-  const float average = mean.diagonal().mean();
-  const float unit = average > 0 ? average : 1.0f;
-  report->dead_columns = 0;
-  for (int64_t j = 0; j < mean.cols(); ++j) {
-    if (mean(j, j) == 0) {
-      ++report->dead_columns;
-      mean(j, j) = unit;
+void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor& parallel) {
+  // With H = T D T^T, X H = A is solved column by column: Z T^T = A from the last, X T = Z / D from
+  // the first.
+  constexpr int64_t kColumns = 64;
+  const int64_t n = factor.unit.cols();
+  const float* t = factor.unit.data();
+  parallel(Bands(rows.rows()), [&](int64_t band, int) {
+    const int64_t row = band * kBand, count = std::min(kBand, rows.rows() - row);
+    float* x = rows.data() + row * n;
+    for (int64_t first = (n - 1) / kColumns * kColumns; first >= 0; first -= kColumns) {
+      const int64_t cols = std::min(kColumns, n - first), after = first + cols;
+      AddProduct(Strided(x + after, n), Transposed(t + first * n + after, n), count, cols,
+                 n - after, -1.0f, x + first, n);
+      auto block = rows.block(row, first, count, cols);
+      factor.unit.block(first, first, cols, cols)
+          .triangularView<Eigen::UnitUpper>()
+          .transpose()
+          .solveInPlace<Eigen::OnTheRight>(block);
     }
-  }
-  for (double share = damping;; share = std::max(share * 10, 1e-6)) {
-    RowMatrix damped = mean;
-    damped.diagonal().array() += static_cast<float>(share) * unit;
-    Result<FeedbackFactor> result = FactorHessian(damped);
-    if (result.ok()) {
-      *factor = *std::move(result);
-      report->damping = share;
-      return damped;
+    for (int64_t i = row; i < row + count; ++i) {
+      rows.row(i).array() /= factor.diagonal.transpose().array();
     }
-    if (share > 1e3) return std::move(result).status();
-  }
+    for (int64_t first = 0; first < n; first += kColumns) {
+      const int64_t cols = std::min(kColumns, n - first);
+      AddProduct(Strided(x, n), Strided(t + first, n), count, cols, first, -1.0f, x + first, n);
+      auto block = rows.block(row, first, count, cols);
+      factor.unit.block(first, first, cols, cols)
+          .triangularView<Eigen::UnitUpper>()
+          .solveInPlace<Eigen::OnTheRight>(block);
+    }
+  });
 }
 
 }  // namespace nibble

@@ -1,6 +1,8 @@
 // Whole models quantized with error feedback, against the importance search on the same text.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,14 +25,12 @@ class LayerwiseTest : public testing::Test {
     Result<ModelSource> source = ModelSource::Open(kFolder);
     ASSERT_TRUE(source.ok());
     source_.emplace(*std::move(source));
-    const auto calibration =
-        model_->tokenizer().Encode(ReadWholeFile(kFolder + "/calibration.txt"));
+    const auto calibration = CutCalibrationText(
+        *model_, ReadWholeFile(kFolder + "/calibration.txt"), /*context=*/256, /*max_windows=*/24);
     const auto evaluation = model_->tokenizer().Encode(ReadWholeFile(kFolder + "/evaluation.txt"));
     ASSERT_TRUE(calibration.ok() && evaluation.ok());
     calibration_ = *calibration;
     evaluation_ = *evaluation;
-    options_.context = 256;
-    options_.max_windows = 24;
     options_.gptq.parallel = pool_.parallel_for();
   }
 
@@ -66,10 +66,9 @@ class LayerwiseTest : public testing::Test {
       }
     };
     PerplexityOptions options;
-    options.context = options_.context;
-    options.max_windows = options_.max_windows;
+    options.context = calibration_.context;
     options.runner = run;
-    EXPECT_TRUE(Perplexity(*model_, calibration_, options).ok());
+    EXPECT_TRUE(Perplexity(*model_, calibration_.tokens, options).ok());
     matrix.layers.erase("token_embd.weight");
     return matrix;
   }
@@ -79,7 +78,7 @@ class LayerwiseTest : public testing::Test {
     const auto quantized = Model::Load(path);
     EXPECT_TRUE(quantized.ok()) << quantized.status().message();
     PerplexityOptions options;
-    options.context = options_.context;
+    options.context = calibration_.context;
     options.max_windows = 8;
     options.runner.precision = Precision::kF32;
     options.runner.parallel = pool_.parallel_for();
@@ -92,7 +91,8 @@ class LayerwiseTest : public testing::Test {
   ThreadPool pool_{2};
   std::optional<Model> model_;
   std::optional<ModelSource> source_;
-  std::vector<int32_t> calibration_, evaluation_;
+  CalibrationText calibration_;
+  std::vector<int32_t> evaluation_;
   LayerwiseOptions options_;
   TemporaryFolder folder_;
 };
@@ -105,15 +105,23 @@ TEST_F(LayerwiseTest, DivergesLessThanTheImportanceSearch) {
   ASSERT_TRUE(WriteModel(*source_, searched, folder_ / "searched.gguf", {}, run).ok());
 
   const ModelPlan plan = Plan("q2_K");
-  int matrices = 0;
-  options_.progress = [&](std::string_view, const GptqReport& report) {
-    ++matrices;
-    return report.output_error < 0.2 * report.weight_energy;
+  ModelProgress last;
+  options_.progress = [&](const ModelProgress& progress) {
+    EXPECT_GE(progress.weights_done, last.weights_done);
+    last = progress;
+    return true;
   };
   const auto fed = QuantizeLayerwise(*model_, plan, calibration_, options_);
   ASSERT_TRUE(fed.ok()) << fed.status().message();
-  EXPECT_EQ(matrices, 7 * model_->config().layers);
-  run.ready = &*fed;
+  EXPECT_EQ(fed->reports.size(), static_cast<size_t>(7 * model_->config().layers));
+  EXPECT_EQ(last.index, fed->reports.size());
+  EXPECT_EQ(last.weights_done, last.weights_total);
+  for (const MatrixReport& report : fed->reports) {
+    EXPECT_TRUE(report.feedback) << report.name;
+    EXPECT_LT(report.gptq.output_error, 0.2 * report.gptq.weight_energy) << report.name;
+  }
+  EXPECT_TRUE(CalibrationNotices(fed->reports).empty());
+  run.ready = &fed->tensors;
   const auto written = WriteModel(*source_, plan, folder_ / "fed.gguf", {}, run);
   ASSERT_TRUE(written.ok()) << written.status().message();
 
@@ -130,18 +138,19 @@ TEST_F(LayerwiseTest, DivergesLessThanTheImportanceSearch) {
 
 TEST_F(LayerwiseTest, RefusesWhatItCannotUse) {
   const ModelPlan plan = Plan("q4_K");
-  const auto message = [&](std::span<const int32_t> tokens) {
-    return QuantizeLayerwise(*model_, plan, tokens, options_).status().message();
+  const auto cut = [&](int64_t context) {
+    return CutCalibrationText(*model_, "A short text.", context).status().message();
   };
-  EXPECT_NE(message(std::span(calibration_).first(255)).find("255 tokens"), std::string::npos);
-  std::vector<int32_t> wrong(calibration_.begin(), calibration_.begin() + 256);
-  wrong[7] = -1;
-  EXPECT_NE(message(wrong).find("token -1"), std::string::npos);
-  options_.context = 100000;
-  EXPECT_NE(message(calibration_).find("100000"), std::string::npos);
-  options_.context = 256;
-  options_.max_windows = 1;
-  options_.progress = [](std::string_view, const GptqReport&) { return false; };
+  EXPECT_NE(cut(256).find("fewer than a window of 256"), std::string::npos) << cut(256);
+  EXPECT_NE(cut(100000).find("100000"), std::string::npos) << cut(100000);
+  EXPECT_EQ(QuantizeLayerwise(*model_, plan, {}, options_).status().code(),
+            StatusCode::kInvalidArgument);
+  CalibrationText wrong = calibration_;
+  wrong.tokens.resize(256);
+  wrong.tokens[7] = -1;
+  EXPECT_NE(QuantizeLayerwise(*model_, plan, wrong, options_).status().message().find("token -1"),
+            std::string::npos);
+  options_.progress = [](const ModelProgress&) { return false; };
   EXPECT_EQ(QuantizeLayerwise(*model_, plan, calibration_, options_).status().code(),
             StatusCode::kCancelled);
 
@@ -153,6 +162,61 @@ TEST_F(LayerwiseTest, RefusesWhatItCannotUse) {
   const auto written = WriteModel(*source_, plan, folder_ / "x.gguf", {}, run);
   EXPECT_NE(written.status().message().find("blk.0.attn_q.weight"), std::string::npos);
   EXPECT_TRUE(folder_.List().empty());
+}
+
+class CalibrationTroubleTest : public LayerwiseTest {
+ protected:
+  // Two windows through the first layers of the reference model with one number of a norm replaced.
+  Result<CalibratedTensors> Quantize(const std::string& norm, int64_t index, float value) {
+    const std::string path = folder_ / "edited.gguf";
+    ModelRecipe f16;
+    f16.type = "F16";
+    EXPECT_TRUE(WriteModel(*source_, *PlanModel(*source_, f16), path).ok());
+    const uint64_t offset = GgufFile::Open(path)->Find(norm)->file_offset;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(offset) + 4 * index);
+    file.write(reinterpret_cast<const char*>(&value), sizeof(value));
+    file.close();
+    edited_source_.emplace(*ModelSource::Open(path));
+    edited_.emplace(*Model::Load(path));
+    ModelRecipe recipe;
+    recipe.type = "F16";
+    recipe.tensor_types = {*ParseTensorTypeRule("blk\\.[01]\\.=q4_K")};
+    const ModelPlan plan = *PlanModel(*edited_source_, recipe);
+    CalibrationText text = calibration_;
+    text.tokens.resize(512);
+    options_.gptq.sweeps = 0;
+    return QuantizeLayerwise(*edited_, plan, text, options_);
+  }
+
+  std::optional<ModelSource> edited_source_;
+  std::optional<Model> edited_;
+};
+
+TEST_F(CalibrationTroubleTest, DeadInputsAndRaisedDampingAreToldOnce) {
+  options_.gptq.damping = 0;  // 512 tokens leave the 768 inputs of ffn_down dependent
+  const auto result = Quantize("blk.0.attn_norm.weight", 3, 0.0f);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_EQ(result->reports.size(), 14u);
+  for (const MatrixReport& report : result->reports) {
+    const bool dead = report.name == "blk.0.attn_q.weight" ||
+                      report.name == "blk.0.attn_k.weight" || report.name == "blk.0.attn_v.weight";
+    EXPECT_EQ(report.gptq.dead_columns, dead ? 1 : 0) << report.name;
+    EXPECT_EQ(report.gptq.damping_raised, report.gptq.damping > 0) << report.name;
+    if (report.name == "blk.0.ffn_down.weight") EXPECT_TRUE(report.gptq.damping_raised);
+  }
+  const std::vector<std::string> notices = CalibrationNotices(result->reports);
+  ASSERT_EQ(notices.size(), 2u);
+  EXPECT_NE(notices[0].find("damping was raised"), std::string::npos) << notices[0];
+  EXPECT_NE(notices[1].find("3 matrices (blk.0.attn_q.weight first)"), std::string::npos)
+      << notices[1];
+}
+
+TEST_F(CalibrationTroubleTest, AnActivationThatIsNotFiniteNamesItsMatrix) {
+  const auto result = Quantize("blk.1.ffn_norm.weight", 5, std::numeric_limits<float>::quiet_NaN());
+  const std::string message = result.status().message();
+  EXPECT_TRUE(message.starts_with("blk.1.ffn_gate.weight: ")) << message;
+  EXPECT_NE(message.find("window 0, token 0, column 5"), std::string::npos) << message;
 }
 
 }  // namespace

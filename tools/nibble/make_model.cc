@@ -1,7 +1,11 @@
 #include "tools/nibble/make_model.h"
 
+#include <chrono>
+#include <filesystem>
 #include <map>
 #include <optional>
+#include <span>
+#include <utility>
 
 #include "fmt/core.h"
 #include "nlohmann/json.hpp"
@@ -12,8 +16,15 @@ namespace {
 
 using nlohmann::ordered_json;
 
+// Of a text that is longer, where no number of windows is asked for.
+constexpr int64_t kMostWindows = 128;
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+
 struct Outcome {
   uint64_t file_bytes = 0;
+  std::vector<std::string> notices;   // of the plan and of the work
+  std::vector<MatrixReport> reports;  // of a calibrated method
   std::optional<ModelHashes> hashes;  // of a GGUF file that was written
   double seconds = 0;
 };
@@ -49,7 +60,7 @@ void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Out
       {"bytes", outcome.file_bytes},
       {"weights", plan.weights()},
       {"bits_per_weight", BitsPerWeight(TensorBytes(plan), plan.weights())},
-      {"notices", plan.notices},
+      {"notices", outcome.notices},
   };
   for (const auto& [name, share] : SharesByFormat(plan)) {
     document["formats"][name] = {
@@ -61,6 +72,20 @@ void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Out
                                    {"from", GetFormatInfo(tensor.source->format).name},
                                    {"to", GetFormatInfo(tensor.choice.format).name},
                                    {"bytes", tensor.bytes}});
+  }
+  if (const MethodInfo& method = GetMethodInfo(plan.recipe.method); method.calibrated) {
+    document["method"] = method.name;
+    document["calibration"] = {{"text", plan.recipe.calibration.text},
+                               {"context", plan.recipe.calibration.context},
+                               {"windows", plan.recipe.calibration.windows}};
+  }
+  for (const MatrixReport& report : outcome.reports) {
+    document["calibrated"].push_back({{"name", report.name}, {"feedback", report.feedback}});
+    if (!report.feedback) continue;
+    document["calibrated"].back().update(
+        {{"relative_error", report.gptq.output_error / report.gptq.weight_energy},
+         {"damping", report.gptq.damping},
+         {"dead_columns", report.gptq.dead_columns}});
   }
   if (outcome.hashes) {
     document["source_hash"] = outcome.hashes->source;
@@ -82,6 +107,59 @@ void PrintSummary(const MakeModelOptions& options, const ModelPlan& plan, const 
              BitsPerWeight(TensorBytes(plan), plan.weights()));
   if (!options.dry_run) fmt::print(", made in {:.1f} s", outcome.seconds);
   fmt::print("\n");
+}
+
+// What a calibrated method leaves for the plan.
+Result<CalibratedTensors> Calibrate(const Calibration& calibration, const ModelPlan& plan,
+                                    const MakeModelOptions& options, const ParallelFor& parallel) {
+  ProgressDisplay display(options.common.quiet);
+  LayerwiseOptions layerwise;
+  layerwise.gptq.damping = options.calibration.damping;
+  layerwise.gptq.parallel = parallel;
+  layerwise.progress = [&](const ModelProgress& progress) {
+    display.Update(progress);
+    return true;
+  };
+  return QuantizeLayerwise(calibration.model, plan, calibration.text, layerwise);
+}
+
+void PrintNotices(const MakeModelOptions& options, std::span<const std::string> notices) {
+  if (options.common.quiet) return;
+  for (const std::string& notice : notices) fmt::print(stderr, "note: {}\n", notice);
+}
+
+// Calibrates where the method asks for it, then writes the file.
+Status Work(const MakeModelOptions& options, const ModelSource& source, const ModelPlan& plan,
+            const Calibration* calibration, bool safetensors, Outcome& outcome) {
+  const SteadyTime start = std::chrono::steady_clock::now();
+  ThreadPool pool(options.common.threads);
+  ModelRunOptions run;
+  run.parallel = pool.parallel_for();
+  CalibratedTensors calibrated;
+  if (calibration != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(calibrated, Calibrate(*calibration, plan, options, run.parallel));
+    run.ready = &calibrated.tensors;
+    const std::vector<std::string> notices = CalibrationNotices(calibrated.reports);
+    PrintNotices(options, notices);
+    outcome.notices.insert(outcome.notices.end(), notices.begin(), notices.end());
+    outcome.reports = std::move(calibrated.reports);
+  }
+  {
+    ProgressDisplay display(options.common.quiet);
+    run.progress = [&](const ModelProgress& progress) {
+      display.Update(progress);
+      return true;
+    };
+    if (safetensors) {
+      NIBBLE_RETURN_IF_ERROR(
+          WriteModelSafetensors(source, plan, options.output, options.max_shard_bytes, run));
+    } else {
+      const GgufWriteOptions files = {.max_shard_bytes = options.max_shard_bytes};
+      NIBBLE_ASSIGN_OR_RETURN(outcome.hashes, WriteModel(source, plan, options.output, files, run));
+    }
+  }
+  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return OkStatus();
 }
 
 }  // namespace
@@ -128,6 +206,15 @@ int MakeModel(const MakeModelOptions& options) {
   const Result<ModelSource> source = ModelSource::Open(options.model);
   if (!source.ok()) return FailAtWork(source.status());
 
+  std::optional<Calibration> calibration;
+  if (GetMethodInfo(options.method).calibrated) {
+    Result<Calibration> loaded = LoadCalibration(options.model, options.calibration, kMostWindows);
+    if (!loaded.ok()) return Fail(loaded.status());  // too short a text is the caller's
+    calibration = *std::move(loaded);
+    recipe.method = options.method;
+    recipe.calibration =
+        calibration->text.Note(std::filesystem::path(options.calibration.text).filename());
+  }
   const Result<ModelPlan> plan = PlanModel(*source, recipe, options.permissions);
   if (!plan.ok()) return Fail(Status(plan.status()).WithContext(options.model));
   const bool safetensors =
@@ -139,35 +226,17 @@ int MakeModel(const MakeModelOptions& options) {
   if (!bytes.ok()) return Fail(bytes.status());
   Outcome outcome;
   outcome.file_bytes = *bytes;
+  outcome.notices = plan->notices;
   if (!options.dry_run) {
     const Status target = CheckModelTarget(*source, options.output, *bytes, options.overwrite,
                                            options.max_shard_bytes);
     if (!target.ok()) return Fail(target);
   }
-  if (!options.common.quiet) {
-    for (const std::string& notice : plan->notices) fmt::print(stderr, "note: {}\n", notice);
-  }
-
+  PrintNotices(options, plan->notices);
   if (!options.dry_run) {
-    ThreadPool pool(options.common.threads);
-    ProgressDisplay display(options.common.quiet);
-    ModelRunOptions run;
-    run.parallel = pool.parallel_for();
-    run.progress = [&](const ModelProgress& progress) {
-      display.Update(progress);
-      return true;
-    };
-    Status status;
-    if (safetensors) {
-      status = WriteModelSafetensors(*source, *plan, options.output, options.max_shard_bytes, run);
-    } else {
-      Result<ModelHashes> made = WriteModel(*source, *plan, options.output, files, run);
-      if (made.ok()) outcome.hashes = *made;
-      status = std::move(made).status();
-    }
-    display.Clear();
-    if (!status.ok()) return FailAtWork(status);
-    outcome.seconds = display.Seconds();
+    const Status made =
+        Work(options, *source, *plan, calibration ? &*calibration : nullptr, safetensors, outcome);
+    if (!made.ok()) return FailAtWork(made);
   }
   if (options.common.json) {
     PrintJson(options, *plan, outcome);

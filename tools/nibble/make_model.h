@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nibble/quantize_model.h"
+#include "tools/nibble/calibration.h"
 #include "tools/nibble/command.h"
 
 namespace nibble::tools {
@@ -17,7 +18,9 @@ struct MakeModelOptions {
   bool pure = false;
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string imatrix;                    // a file, or empty
-  bool may_write_safetensors = false;     // where the output's name ends so
+  Method method = Method::kRtn;
+  CalibrationOptions calibration;
+  bool may_write_safetensors = false;  // where the output's name ends so
   bool clamp = false;
   ModelPermissions permissions;
   uint64_t max_shard_bytes = 0;

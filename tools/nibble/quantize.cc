@@ -17,6 +17,55 @@ std::string TypeHelp() {
          "\nNorms, biases and other small tensors stay as they are.";
 }
 
+std::string MethodHelp() {
+  std::string help;
+  for (const MethodInfo& method : AllMethods()) {
+    help += std::string(help.empty() ? "" : "; ") + method.name + ": " + method.summary;
+  }
+  return help;
+}
+
+void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option* imatrix) {
+  CalibrationOptions& calibration = options.calibration;
+  CLI::Option* text = command
+                          .add_option("--calibration", calibration.text,
+                                      "A text file that a calibrated method runs the model over")
+                          ->excludes(imatrix);
+  command.add_option_function<std::string>(
+      "--method",
+      [&options](const std::string& name) {
+        const Result<Method> method = ParseMethod(name);
+        if (!method.ok()) throw CLI::ValidationError("--method", method.status().message());
+        options.method = *method;
+      },
+      MethodHelp());
+  command
+      .add_option("--calibration-context", calibration.context,
+                  "Tokens in a window of the text; default 512, or the model's context")
+      ->check(CLI::Range(int64_t{16}, int64_t{1} << 24))
+      ->needs(text);
+  command
+      .add_option("--calibration-windows", calibration.windows,
+                  "Stop after so many windows; default 128")
+      ->check(CLI::PositiveNumber)
+      ->needs(text);
+  command
+      .add_option("--damping", calibration.damping,
+                  "Of gptq: share of the mean diagonal added to the Hessian; default 0.01")
+      ->check(CLI::Range(0.0, 1e3))
+      ->needs(text);
+}
+
+// What one option says must fit what another says.
+void CheckMethod(const MakeModelOptions& options) {
+  const MethodInfo& method = GetMethodInfo(options.method);
+  if (method.calibrated == !options.calibration.text.empty()) return;
+  throw CLI::ValidationError(
+      method.calibrated ? "--method" : "--calibration",
+      std::string("the method ") + method.name +
+          (method.calibrated ? " needs a text: --calibration FILE" : " uses no calibration text"));
+}
+
 }  // namespace
 
 void AddQuantize(CLI::App& app, Action& action) {
@@ -32,8 +81,9 @@ void AddQuantize(CLI::App& app, Action& action) {
                    "matches decides; may be given again")
       ->take_all()
       ->expected(1);
-  command->add_option("--imatrix", options->imatrix,
-                      "Importance matrix in either of llama.cpp's file formats");
+  CLI::Option* imatrix = command->add_option(
+      "--imatrix", options->imatrix, "Importance matrix in either of llama.cpp's file formats");
+  AddMethodOptions(*command, *options, imatrix);
   command->add_flag("--allow-requantize", options->permissions.requantize,
                     "Quantize tensors that are quantized already");
   command->add_flag("--allow-missing-importance", options->permissions.missing_importance,
@@ -41,7 +91,10 @@ void AddQuantize(CLI::App& app, Action& action) {
   command->add_flag("!--no-fallback", options->permissions.fallback,
                     "Stop when a row length does not fit the format, instead of taking another");
   command->footer(TypeHelp());
-  command->callback([options, &action] { action = [options] { return MakeModel(*options); }; });
+  command->callback([options, &action] {
+    CheckMethod(*options);
+    action = [options] { return MakeModel(*options); };
+  });
 }
 
 }  // namespace nibble::tools

@@ -1,0 +1,61 @@
+#include "lib/model/layer_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nibble {
+
+Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
+                                                        const QuantizedTensor& embedding,
+                                                        const CalibrationText& text,
+                                                        const ParallelFor& parallel) {
+  ModelConfig one_layer = model.config();
+  one_layer.layers = 1;
+  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(one_layer));
+  RunnerOptions options;
+  options.precision = Precision::kF32;
+  options.parallel = parallel;
+  std::unique_ptr<LayerStream> stream(
+      new LayerStream(model, options, std::move(cache), text.context));
+  stream->residual_.resize(text.tokens.size() * static_cast<size_t>(stream->width_));
+  NIBBLE_RETURN_IF_ERROR(stream->run_.Embed(embedding, text.tokens, stream->residual_.data()));
+  return stream;
+}
+
+TensorView LayerStream::Normed(const std::vector<float>& norm, WindowBatch batch) {
+  const int64_t rows = batch.windows * context_;
+  run_.normed.resize(static_cast<size_t>(rows * width_));
+  run_.NormRows(norm, Residual(batch), rows, run_.normed.data());
+  return ViewOf(std::as_const(run_.normed).data(), rows, width_);
+}
+
+Result<TensorView> LayerStream::LastInputs(const DecoderLayer& layer, Half half,
+                                           WindowBatch batch) {
+  const ModelConfig& c = run_.model.config();
+  const int64_t rows = batch.windows * context_;
+  std::vector<Span> spans;
+  std::vector<int> sequences;
+  if (half == Half::kAttention) {
+    for (int64_t w = 0; w < batch.windows; ++w) {
+      sequences.push_back(cache_.AddSequence());
+      spans.push_back({&cache_.impl().sequences.at(sequences.back()), w * context_, context_});
+      NIBBLE_RETURN_IF_ERROR(cache_.impl().Reserve(*spans.back().sequence, context_));
+    }
+  }
+  run_.Prepare(spans, rows);
+  std::copy_n(Residual(batch), rows * width_, run_.x.data());
+  if (half == Half::kFeedForward) {
+    NIBBLE_RETURN_IF_ERROR(run_.FeedForward(layer, rows));
+    return ViewOf(std::as_const(run_.gate).data(), rows, c.ffn_width);
+  }
+  NIBBLE_RETURN_IF_ERROR(run_.Attention(cache_.impl(), layer, 0, spans, rows));
+  for (const int sequence : sequences) NIBBLE_RETURN_IF_ERROR(cache_.Remove(sequence));
+  return ViewOf(std::as_const(run_.attended).data(), rows, c.heads * c.value_dim);
+}
+
+Status LayerStream::Add(const Linear& last, TensorView inputs, WindowBatch batch) {
+  return run_.Multiply(last, static_cast<const float*>(inputs.data), inputs.rows, Residual(batch),
+                       /*accumulate=*/true);
+}
+
+}  // namespace nibble

@@ -1,0 +1,73 @@
+// Methods that run the model over calibration text, through the real binary.
+#include <string>
+
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/cli_fixture.h"
+
+namespace nibble {
+namespace {
+
+using nlohmann::json;
+
+const std::string kReferenceModel = std::string(NIBBLE_EXAMPLES) + "/reference-model";
+const std::string kText = " --calibration " + kReferenceModel + "/calibration.txt";
+
+TEST_F(CliTest, GptqCalibratesAndTellsHow) {
+  const std::string out = folder_ / "out.gguf";
+  const Outcome made =
+      Nibble("quantize " + kReferenceModel + " -o " + out +
+             " --type Q3_K_M --method gptq --calibration-windows 4 --json" + kText);
+  ASSERT_EQ(made.status, 0) << made.err;
+  const json document = json::parse(made.out);
+  EXPECT_EQ(document["method"], "gptq");
+  EXPECT_EQ(document["calibration"]["windows"], 4);
+  EXPECT_EQ(document["calibration"]["context"], 256);
+  // Seven matrices a layer, and the embedding, which is the output too.
+  EXPECT_EQ(document["calibrated"].size(), 57u);
+  int fed = 0;
+  for (const json& matrix : document["calibrated"]) {
+    if (!matrix["feedback"]) continue;
+    ++fed;
+    EXPECT_LT(matrix["relative_error"], 0.1) << matrix["name"];
+  }
+  EXPECT_EQ(fed, 56);
+  EXPECT_NE(made.err.find("token_embd.weight: without error feedback"), std::string::npos);
+
+  const Outcome plain = Nibble("quantize " + kReferenceModel + " -o " + (folder_ / "plain.gguf") +
+                               " --type Q3_K_M --json --quiet");
+  ASSERT_EQ(plain.status, 0) << plain.err;
+  for (size_t i = 0; i < document["tensors"].size(); ++i) {
+    EXPECT_EQ(document["tensors"][i], json::parse(plain.out)["tensors"][i]);
+  }
+  EXPECT_EQ(Nibble("verify " + out + " --quiet").status, 0);
+  const json inspected = json::parse(Nibble("inspect " + out + " --json").out);
+  EXPECT_EQ(inspected["metadata"]["nibble.method"], "gptq");
+  EXPECT_EQ(inspected["metadata"]["nibble.calibration.text"], "calibration.txt");
+  const Outcome again = Nibble("verify " + out + " --quiet --rederive " + kReferenceModel);
+  EXPECT_EQ(again.status, 1);
+  ExpectOneLine(again, "calibration.txt");
+}
+
+TEST_F(CliTest, CalibrationRefusesMisuse) {
+  const std::string command =
+      "quantize " + kReferenceModel + " -o " + (folder_ / "x.gguf") + " --type Q4_K_M ";
+  const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
+    const Outcome outcome = Nibble(command + arguments);
+    EXPECT_EQ(outcome.status, status) << arguments;
+    ExpectOneLine(outcome, part);
+  };
+  expect("--method gptq", 2, "--calibration FILE");
+  expect("--method nothing", 2, "rtn gptq");
+  expect(kText, 2, "uses no calibration text");
+  expect("--method gptq --imatrix x" + kText, 2, "imatrix");
+  expect("--method gptq --calibration " + kReferenceModel + "/none.txt", 1, "none.txt");
+  expect("--method gptq --calibration-context 100000" + kText, 2, "100000");
+  std::ofstream(folder_ / "short.txt") << "Too short.";
+  expect("--method gptq --calibration " + (folder_ / "short.txt"), 2,
+         "short.txt: the calibration text has");
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "x.gguf"));
+}
+
+}  // namespace
+}  // namespace nibble

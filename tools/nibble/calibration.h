@@ -1,0 +1,33 @@
+// Calibration text for the commands that run a model over it.
+#ifndef NIBBLE_TOOLS_CALIBRATION_H_
+#define NIBBLE_TOOLS_CALIBRATION_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "nibble/calibrate.h"
+#include "tools/nibble/command.h"
+
+namespace nibble::tools {
+
+struct CalibrationOptions {
+  std::string text;       // a file
+  int64_t context = 0;    // tokens of a window; 0: 512, or the model's context where that is less
+  int64_t windows = 0;    // the first so many; 0: the method's own number
+  double damping = 0.01;  // of GPTQ
+};
+
+// A model and the text it is calibrated on.
+struct Calibration {
+  Model model;
+  CalibrationText text;
+};
+
+// `most_windows`: where the options name no number; 0: all.
+Result<Calibration> LoadCalibration(const std::string& model, const CalibrationOptions& options,
+                                    int64_t most_windows);
+
+}  // namespace nibble::tools
+
+#endif  // NIBBLE_TOOLS_CALIBRATION_H_
