@@ -203,7 +203,7 @@ TEST_F(CalibrationTroubleTest, DeadInputsAndRaisedDampingAreToldOnce) {
                       report.name == "blk.0.attn_k.weight" || report.name == "blk.0.attn_v.weight";
     EXPECT_EQ(report.gptq.dead_columns, dead ? 1 : 0) << report.name;
     EXPECT_EQ(report.gptq.damping_raised, report.gptq.damping > 0) << report.name;
-    if (report.name == "blk.0.ffn_down.weight") EXPECT_TRUE(report.gptq.damping_raised);
+    EXPECT_TRUE(report.gptq.damping_raised || report.name != "blk.0.ffn_down.weight");
   }
   const std::vector<std::string> notices = CalibrationNotices(result->reports);
   ASSERT_EQ(notices.size(), 2u);
