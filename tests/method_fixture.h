@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <map>
 #include <optional>
@@ -58,6 +59,33 @@ class MethodTest : public testing::Test {
     Result<ModelSource> edited = source.Edited(std::move(edits));
     EXPECT_TRUE(edited.ok()) << edited.status().message();
     return *std::move(edited);
+  }
+
+  // The logits of some tokens, f32.
+  std::vector<float> Logits(const Model& model) const {
+    RunnerOptions options;
+    options.precision = Precision::kF32;
+    options.parallel = inputs_.parallel;
+    Runner runner(model, options);
+    KvCache cache = *KvCache::Create(model.config());
+    const SequenceInput input = {cache.AddSequence(), std::span(evaluation_).first(40), true};
+    std::vector<float> hidden;
+    EXPECT_TRUE(runner.Forward(cache, {&input, 1}, &hidden).ok());
+    std::vector<float> logits(static_cast<size_t>(40 * model.config().vocab_size));
+    EXPECT_TRUE(runner
+                    .Logits(ViewOf(std::as_const(hidden).data(), 40, model.config().width),
+                            ViewOf(logits.data(), 40, model.config().vocab_size))
+                    .ok());
+    return logits;
+  }
+
+  static double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
+    EXPECT_EQ(a.size(), b.size());
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      largest = std::max(largest, std::fabs(static_cast<double>(a[i]) - b[i]));
+    }
+    return largest;
   }
 
   // The same function with large inputs in some channels of every norm, as language models of
