@@ -94,8 +94,8 @@ inline __m512i LoadBf16(const void* row, DType type, int64_t count) {
   }
 }
 
-void Pack(const TensorView& activations, int64_t m0, int64_t m_count, int64_t col, int64_t count,
-          uint16_t* slab) {
+void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_t col,
+          int64_t count, uint16_t* slab) {
   const int64_t element = static_cast<int64_t>(DTypeBytes(activations.dtype));
   for (int64_t k = 0; k < count; k += kChunkCols) {
     for (int64_t tile = 0; tile < 2; ++tile) {

@@ -119,49 +119,72 @@ void MultiplyTask(const GemmBf16& gemm, const WeightRows& weights, const uint16_
   }
 }
 
+// Packs activation rows [m, m + 32) of a product into its slabs: for each 512 activation rows, for
+// each block of columns, 32 rows after another.
+void PackPair(const GemmBf16& gemm, const ActivationRows& activations, int64_t m, uint16_t* slabs) {
+  const int64_t padded_cols = RoundUp(activations.cols, kChunkCols);
+  const int64_t slab_m = m / kSlabRows * kSlabRows;
+  const int64_t slab_rows = RoundUp(std::min(kSlabRows, activations.rows - slab_m), kPairRows);
+  for (int64_t col = 0; col < activations.cols; col += kBlockCols) {
+    const int64_t count = std::min(kBlockCols, activations.cols - col);
+    gemm.pack(
+        activations, m, std::min(kPairRows, activations.rows - m), col, count,
+        slabs + slab_m * padded_cols + col * slab_rows + (m - slab_m) * RoundUp(count, kChunkCols));
+  }
+}
+
 }  // namespace
 
-Status MatmulBf16(const GemmBf16& gemm, const TensorView& activations, const WeightRows& weights,
-                  const ProductOutput& output, const ParallelFor& parallel) {
-  const int64_t m_rows = activations.rows;
-  const int64_t padded_cols = RoundUp(weights.cols, kChunkCols);
-  const int64_t padded_rows = RoundUp(m_rows, kPairRows);
+Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> products,
+                  const ParallelFor& parallel) {
   const int workers = std::max(1, parallel.workers);
 
-  // Slabs: for each 512 activation rows, for each block of columns, 32 rows after another.
-  auto slabs = hwy::AllocateAligned<uint16_t>(static_cast<size_t>(padded_rows * padded_cols));
+  std::vector<int64_t> begins;  // of each product's slabs
+  TaskList pairs;
+  int64_t elements = 0, weight_rows = 0, most_rows = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const ActivationRows& a = products[i].activations;
+    const bool shares = SharesActivations(products, i);
+    begins.push_back(shares ? begins.back() : elements);
+    pairs.Add(shares ? 0 : DivideUp(a.rows, kPairRows));
+    if (!shares) elements += RoundUp(a.rows, kPairRows) * RoundUp(a.cols, kChunkCols);
+    weight_rows += products[i].weights.rows;
+    most_rows = std::max(most_rows, RoundUp(a.rows, kPairRows));
+  }
+  auto slabs = hwy::AllocateAligned<uint16_t>(static_cast<size_t>(elements));
   if (!slabs) return OutOfMemory("matmul: no memory for packed activations");
-  const int64_t pairs = padded_rows / kPairRows;
-  parallel(pairs, [&](int64_t pair, int) {
-    const int64_t m = pair * kPairRows;
-    const int64_t slab_m = m / kSlabRows * kSlabRows;
-    const int64_t slab_rows = RoundUp(std::min(kSlabRows, m_rows - slab_m), kPairRows);
-    for (int64_t col = 0; col < weights.cols; col += kBlockCols) {
-      const int64_t count = std::min(kBlockCols, weights.cols - col);
-      gemm.pack(activations, m, std::min(kPairRows, m_rows - m), col, count,
-                slabs.get() + slab_m * padded_cols + col * slab_rows +
-                    (m - slab_m) * RoundUp(count, kChunkCols));
-    }
+  parallel(pairs.count(), [&](int64_t index, int) {
+    const auto [i, pair] = pairs.At(index);
+    PackPair(gemm, products[i].activations, pair * kPairRows, slabs.get() + begins[i]);
   });
 
-  const int64_t m_tasks = DivideUp(m_rows, kSlabRows);
-  const int64_t task_rows = RowsPerTask(weights.rows, kPairRows, kTaskRows, workers);
-  const int64_t n_tasks = DivideUp(weights.rows, task_rows);
+  const int64_t task_rows = RowsPerTask(weight_rows, kPairRows, kTaskRows, workers);
   const int64_t panel_elements = 2 * kPairRows * kBlockCols;
-  const int64_t sum_elements = task_rows * std::min(kSlabRows, padded_rows);
+  const int64_t sum_elements = task_rows * std::min(kSlabRows, most_rows);
   auto panels = hwy::AllocateAligned<uint16_t>(static_cast<size_t>(workers * panel_elements));
   auto sums = hwy::AllocateAligned<float>(static_cast<size_t>(workers * sum_elements));
   if (!panels || !sums) return OutOfMemory("matmul: no memory for decoded weights");
 
-  parallel(n_tasks * m_tasks, [&](int64_t index, int worker) {
+  TaskList tasks;
+  for (const auto& product : products) {
+    tasks.Add(DivideUp(product.weights.rows, task_rows) *
+              DivideUp(product.activations.rows, kSlabRows));
+  }
+  parallel(tasks.count(), [&](int64_t index, int worker) {
+    const auto [i, number] = tasks.At(index);
+    const WeightRows& weights = products[i].weights;
+    const int64_t m_rows = products[i].activations.rows;
+    const int64_t n_tasks = DivideUp(weights.rows, task_rows);
     Task task;
-    task.n0 = index % n_tasks * task_rows;
+    task.n0 = number % n_tasks * task_rows;
     task.n_rows = std::min(task_rows, weights.rows - task.n0);
-    task.m0 = index / n_tasks * kSlabRows;
+    task.m0 = number / n_tasks * kSlabRows;
     task.m_rows = std::min(kSlabRows, m_rows - task.m0);
     gemm.enter();
-    MultiplyTask(gemm, weights, slabs.get() + task.m0 * padded_cols, task, output,
-                 panels.get() + worker * panel_elements, sums.get() + worker * sum_elements);
+    MultiplyTask(gemm, weights,
+                 slabs.get() + begins[i] + task.m0 * RoundUp(weights.cols, kChunkCols), task,
+                 products[i].output, panels.get() + worker * panel_elements,
+                 sums.get() + worker * sum_elements);
     gemm.leave();
   });
   return OkStatus();

@@ -43,7 +43,7 @@ struct GemmBf16 {
 
   // Packs activation rows [m0, m0 + m_count), m_count <= 32, columns [col, col + count) into their
   // part of a slab; rows and columns that are missing become zeros.
-  void (*pack)(const TensorView& activations, int64_t m0, int64_t m_count, int64_t col,
+  void (*pack)(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_t col,
                int64_t count, uint16_t* slab);
 
   // sums = (first ? 0 : sums) + panel x slab^T over `chunks`, for n_tiles x m_tiles of the tiles.
@@ -59,8 +59,8 @@ struct GemmBf16 {
 const GemmBf16* AmxGemmBf16();
 
 // Products of bf16-rounded operands with the given functions.
-Status MatmulBf16(const GemmBf16& gemm, const TensorView& activations, const WeightRows& weights,
-                  const ProductOutput& output, const ParallelFor& parallel);
+Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> products,
+                  const ParallelFor& parallel);
 
 }  // namespace nibble
 

@@ -4,8 +4,8 @@
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
-#include "kernels/convert.h"
 #include "kernels/int8_targets.h"
+#include "kernels/round_rows.h"
 #include "kernels/visit_codec.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -320,79 +320,94 @@ namespace nibble {
 HWY_EXPORT(FindMultiplyRows);
 HWY_EXPORT(RoundActivations);
 
-Status MatmulInt8Blocks(Format format, const std::byte* blocks, int64_t rows, int64_t cols,
-                        const TensorView& activations, const ProductOutput& output,
-                        const ParallelFor& parallel) {
-  RoundedActivations a;
-  RowStreams streams_of_format;
+namespace {
+
+// What the rows of a format look like to the kernels.
+struct FormatRows {
+  int group = 0;  // columns of a scale, at most 32
+  int64_t row_bytes = 0;
   bool aligned = true;
-  const bool known = VisitCodec(format, [&](auto codec) {
-    using Codec = decltype(codec);
-    using Block = typename Codec::Block;
-    a.group = Codec::kGroup < 32 ? Codec::kGroup : 32;
-    streams_of_format.row_bytes = cols / Codec::kWeights * static_cast<int64_t>(sizeof(Block));
-    aligned = reinterpret_cast<uintptr_t>(blocks) % alignof(Block) == 0;
-  });
-  if (!known) return Unsupported("matmul: not a block format");
-  a.cols = RoundUp(cols, kUnitCols);
-  const int64_t m_rows = activations.rows, groups = a.cols / a.group;
-  const int workers = std::max(1, parallel.workers);
+};
 
-  auto codes = hwy::AllocateAligned<int8_t>(static_cast<size_t>(m_rows * a.cols));
-  auto scales = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * groups));
-  auto sums = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * groups));
-  hwy::AlignedFreeUniquePtr<float[]> wide;
-  const bool is_float = activations.dtype == DType::kF32;
-  if (!is_float) wide = hwy::AllocateAligned<float>(static_cast<size_t>(workers * cols));
-  if (!codes || !scales || !sums || (!is_float && !wide)) {
-    return OutOfMemory("matmul: no memory for activations");
-  }
-  const auto round = [&](int64_t m, int worker) {
-    const float* row = static_cast<const float*>(activations.Row(m));
-    if (!is_float) {
-      float* copy = wide.get() + worker * cols;
-      ConvertToFloat(activations.dtype, activations.Row(m), cols, copy);
-      row = copy;
+// Sums of weight rows [first, first + count) with all activation rows.
+void MultiplyStreams(const Product<BlockWeights>& product, const RoundedActivations& a,
+                     const FormatRows& format, int64_t first, int64_t count) {
+  const auto multiply = NIBBLE_DISPATCH(FindMultiplyRows)(product.weights.format);
+  const ProductOutput& output = product.output;
+  const int64_t m_rows = product.activations.rows;
+  const int64_t part = DivideUp(count, kStreams);
+  for (int64_t i = 0; i < part; ++i) {
+    RowStreams streams;
+    streams.row_bytes = format.row_bytes;
+    for (int64_t n = i; n < count; n += part) {
+      streams.row[streams.count++] = product.weights.blocks + (first + n) * format.row_bytes;
     }
-    NIBBLE_DISPATCH(RoundActivations)
-    (row, cols, a.cols, a.group, codes.get() + m * a.cols, scales.get() + m * groups,
-     sums.get() + m * groups);
-  };
-  // Waking threads takes longer than rounding a few rows.
-  if (m_rows <= 4) {
-    for (int64_t m = 0; m < m_rows; ++m) round(m, 0);
-  } else {
-    parallel(m_rows, round);
-  }
-  a.codes = codes.get();
-  a.scales = scales.get();
-  a.sums = sums.get();
-
-  const auto multiply = NIBBLE_DISPATCH(FindMultiplyRows)(format);
-  const int64_t task_rows = RowsPerTask(rows, kStreams, rows, workers);
-  parallel(DivideUp(rows, task_rows), [&](int64_t task, int) {
-    const int64_t first = task * task_rows, count = std::min(task_rows, rows - first);
-    const int64_t part = DivideUp(count, kStreams);
-    for (int64_t i = 0; i < part; ++i) {
-      RowStreams streams = streams_of_format;
-      for (int64_t n = i; n < count; n += part) {
-        streams.row[streams.count++] = blocks + (first + n) * streams.row_bytes;
-      }
-      for (int64_t m0 = 0; m0 < m_rows; m0 += kMostGemvRows) {
-        const int m_count = static_cast<int>(std::min<int64_t>(kMostGemvRows, m_rows - m0));
-        float products[kMostGemvRows * kStreams];
-        multiply(streams, aligned, a, m0, m_count, products);
-        for (int m = 0; m < m_count; ++m) {
-          float* out = output.Row(m0 + m) + first + i;
-          const float* bias = output.bias == nullptr ? nullptr : output.bias + first + i;
-          for (int s = 0; s < streams.count; ++s) {
-            float sum = products[m * kStreams + s];
-            if (bias != nullptr) sum += bias[s * part];
-            out[s * part] = output.accumulate ? out[s * part] + sum : sum;
-          }
+    for (int64_t m0 = 0; m0 < m_rows; m0 += kMostGemvRows) {
+      const int m_count = static_cast<int>(std::min<int64_t>(kMostGemvRows, m_rows - m0));
+      float products[kMostGemvRows * kStreams];
+      multiply(streams, format.aligned, a, m0, m_count, products);
+      for (int m = 0; m < m_count; ++m) {
+        float* out = output.Row(m0 + m) + first + i;
+        const float* bias = output.bias == nullptr ? nullptr : output.bias + first + i;
+        for (int s = 0; s < streams.count; ++s) {
+          float sum = products[m * kStreams + s];
+          if (bias != nullptr) sum += bias[s * part];
+          out[s * part] = output.accumulate ? out[s * part] + sum : sum;
         }
       }
     }
+  }
+}
+
+}  // namespace
+
+Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
+                        const ParallelFor& parallel) {
+  std::vector<FormatRows> formats(products.size());
+  int64_t weight_rows = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const BlockWeights& weights = products[i].weights;
+    const bool known = VisitCodec(weights.format, [&](auto codec) {
+      using Codec = decltype(codec);
+      using Block = typename Codec::Block;
+      formats[i] = {Codec::kGroup < 32 ? Codec::kGroup : 32,
+                    weights.cols / Codec::kWeights * static_cast<int64_t>(sizeof(Block)),
+                    reinterpret_cast<uintptr_t>(weights.blocks) % alignof(Block) == 0};
+    });
+    if (!known) return Unsupported("matmul: not a block format");
+    weight_rows += weights.rows;
+  }
+  const RoundedLayout layout(
+      products, [&](size_t i) { return formats[i].group == formats[i - 1].group; },
+      [&](size_t i) { return RoundUp(products[i].weights.cols, kUnitCols); });
+  const size_t elements = static_cast<size_t>(layout.elements());
+  constexpr int kSmallestGroup = 16;
+  auto codes = hwy::AllocateAligned<int8_t>(elements);
+  auto scales = hwy::AllocateAligned<float>(elements / kSmallestGroup);
+  auto sums = hwy::AllocateAligned<float>(elements / kSmallestGroup);
+  if (!codes || !scales || !sums) return OutOfMemory("matmul: no memory for activations");
+  NIBBLE_RETURN_IF_ERROR(
+      RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
+        const int64_t cols = products[i].weights.cols, padded = RoundUp(cols, kUnitCols);
+        const int64_t begin = layout.Begin(i), group = formats[i].group;
+        const int64_t at = begin / kSmallestGroup + m * padded / group;
+        NIBBLE_DISPATCH(RoundActivations)
+        (row, cols, padded, formats[i].group, codes.get() + begin + m * padded, scales.get() + at,
+         sums.get() + at);
+      }));
+
+  const int workers = std::max(1, parallel.workers);
+  const int64_t task_rows = RowsPerTask(weight_rows, kStreams, weight_rows, workers);
+  TaskList tasks;
+  for (const auto& product : products) tasks.Add(DivideUp(product.weights.rows, task_rows));
+  parallel(tasks.count(), [&](int64_t index, int) {
+    const auto [i, task] = tasks.At(index);
+    const int64_t begin = layout.Begin(i), first = task * task_rows;
+    const RoundedActivations a = {RoundUp(products[i].weights.cols, kUnitCols), formats[i].group,
+                                  codes.get() + begin, scales.get() + begin / kSmallestGroup,
+                                  sums.get() + begin / kSmallestGroup};
+    MultiplyStreams(products[i], a, formats[i], first,
+                    std::min(task_rows, products[i].weights.rows - first));
   });
   return OkStatus();
 }

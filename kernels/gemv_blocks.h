@@ -39,10 +39,17 @@ struct RowStreams {
   int64_t row_bytes = 0;
 };
 
-// `blocks` are rows of canonical blocks, at any address. The number of activation rows is best
-// kept below a dozen: each is multiplied with by itself. Unsupported for formats without blocks.
-Status MatmulInt8Blocks(Format format, const std::byte* blocks, int64_t rows, int64_t cols,
-                        const TensorView& activations, const ProductOutput& output,
+// Rows of canonical blocks, at any address.
+struct BlockWeights {
+  Format format;
+  const std::byte* blocks;
+  int64_t rows;
+  int64_t cols;
+};
+
+// The number of activation rows is best kept below a dozen: each is multiplied with by itself.
+// Unsupported for formats without blocks.
+Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
                         const ParallelFor& parallel);
 
 }  // namespace nibble

@@ -6,9 +6,9 @@
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
-#include "kernels/convert.h"
 #include "kernels/pack.h"
 #include "kernels/pack_layout.h"
+#include "kernels/round_rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemv_int8.cc"
@@ -324,69 +324,81 @@ void QuantizeActivations(const float* row, int64_t cols, int group, int offset, 
   NIBBLE_DISPATCH(QuantizeActivations)(row, cols, group, offset, codes, scales, starts, sums);
 }
 
-Status MatmulInt8(Format format, const std::byte* tiles, int64_t rows, int64_t cols,
-                  const TensorView& activations, const ProductOutput& output,
-                  const ParallelFor& parallel) {
-  int group = 0, offset = 0;
-  VisitPacked(format, [&](auto packed) {
-    group = decltype(packed)::kGroup;
-    offset = decltype(packed)::kOffset;
-  });
-  const int64_t m_rows = activations.rows;
-  const int workers = std::max(1, parallel.workers);
+namespace {
 
-  auto codes = hwy::AllocateAligned<int8_t>(static_cast<size_t>(m_rows * cols));
-  auto scales = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * cols / 32));
-  auto starts = hwy::AllocateAligned<int32_t>(static_cast<size_t>(m_rows * cols / 16));
-  auto sums = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * cols / 16));
-  hwy::AlignedFreeUniquePtr<float[]> wide;
-  if (activations.dtype != DType::kF32) {
-    wide = hwy::AllocateAligned<float>(static_cast<size_t>(workers * cols));
-    if (!wide) return OutOfMemory("matmul: no memory for activations");
-  }
-  if (!codes || !scales || !starts || !sums)
-    return OutOfMemory("matmul: no memory for activations");
-  const auto quantize = [&](int64_t m, int worker) {
-    const float* row = static_cast<const float*>(activations.Row(m));
-    if (wide) {
-      float* copy = wide.get() + worker * cols;
-      ConvertToFloat(activations.dtype, activations.Row(m), cols, copy);
-      row = copy;
-    }
-    QuantizeActivations(row, cols, group, offset, codes.get() + m * cols,
-                        scales.get() + m * (cols / 32), starts.get() + m * (cols / 16),
-                        sums.get() + m * (cols / 16));
-  };
-  // Waking threads takes longer than rounding a few rows.
-  if (m_rows <= 4) {
-    for (int64_t m = 0; m < m_rows; ++m) quantize(m, 0);
-  } else {
-    parallel(m_rows, quantize);
-  }
-  const Int8Activations a = {cols, codes.get(), scales.get(), starts.get(), sums.get()};
-
-  const auto multiply = NIBBLE_DISPATCH(FindMultiplyTile)(format);
-  const int64_t tile_bytes = PackedTileBytes(format, cols);
-  const int64_t task_rows = RowsPerTask(rows, kPackRows, rows, workers);
-  parallel(DivideUp(rows, task_rows), [&](int64_t task, int) {
-    const int64_t last = std::min(rows, (task + 1) * task_rows);
-    for (int64_t n0 = task * task_rows; n0 < last; n0 += kPackRows) {
-      const std::byte* tile = tiles + n0 / kPackRows * tile_bytes;
-      const int64_t n_count = std::min<int64_t>(kPackRows, last - n0);
-      for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
-        const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
-        float tile_sums[4 * kPackRows];
-        multiply(tile, a, m0, m_count, tile_sums);
-        for (int64_t m = 0; m < m_count; ++m) {
-          float* out = output.Row(m0 + m) + n0;
-          for (int64_t n = 0; n < n_count; ++n) {
-            float sum = tile_sums[m * kPackRows + n];
-            if (output.bias != nullptr) sum += output.bias[n0 + n];
-            out[n] = output.accumulate ? out[n] + sum : sum;
-          }
+// Sums of weight rows [first, last) with all activation rows; `first` begins a tile.
+template <class Multiply>
+void MultiplyTiles(const Product<PackedTiles>& product, const Int8Activations& a, Multiply multiply,
+                   int64_t first, int64_t last) {
+  const PackedTiles& weights = product.weights;
+  const ProductOutput& output = product.output;
+  const int64_t m_rows = product.activations.rows;
+  const int64_t tile_bytes = PackedTileBytes(weights.format, weights.cols);
+  for (int64_t n0 = first; n0 < last; n0 += kPackRows) {
+    const std::byte* tile = weights.tiles + n0 / kPackRows * tile_bytes;
+    const int64_t n_count = std::min<int64_t>(kPackRows, last - n0);
+    for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
+      const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
+      float tile_sums[4 * kPackRows];
+      multiply(tile, a, m0, m_count, tile_sums);
+      for (int64_t m = 0; m < m_count; ++m) {
+        float* out = output.Row(m0 + m) + n0;
+        for (int64_t n = 0; n < n_count; ++n) {
+          float sum = tile_sums[m * kPackRows + n];
+          if (output.bias != nullptr) sum += output.bias[n0 + n];
+          out[n] = output.accumulate ? out[n] + sum : sum;
         }
       }
     }
+  }
+}
+
+}  // namespace
+
+Status MatmulInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel) {
+  const int workers = std::max(1, parallel.workers);
+
+  struct Rounding {
+    int group = 0, offset = 0;
+    bool operator==(const Rounding&) const = default;
+  };
+  std::vector<Rounding> roundings(products.size());
+  int64_t weight_rows = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    VisitPacked(products[i].weights.format, [&](auto packed) {
+      roundings[i] = {decltype(packed)::kGroup, decltype(packed)::kOffset};
+    });
+    weight_rows += products[i].weights.rows;
+  }
+  const RoundedLayout layout(
+      products, [&](size_t i) { return roundings[i] == roundings[i - 1]; },
+      [&](size_t i) { return products[i].weights.cols; });
+  const size_t elements = static_cast<size_t>(layout.elements());
+  auto codes = hwy::AllocateAligned<int8_t>(elements);
+  auto scales = hwy::AllocateAligned<float>(elements / 32);
+  auto starts = hwy::AllocateAligned<int32_t>(elements / 16);
+  auto sums = hwy::AllocateAligned<float>(elements / 16);
+  if (!codes || !scales || !starts || !sums) {
+    return OutOfMemory("matmul: no memory for activations");
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
+        const int64_t cols = products[i].weights.cols, at = layout.Begin(i) + m * cols;
+        QuantizeActivations(row, cols, roundings[i].group, roundings[i].offset, codes.get() + at,
+                            scales.get() + at / 32, starts.get() + at / 16, sums.get() + at / 16);
+      }));
+
+  const int64_t task_rows = RowsPerTask(weight_rows, kPackRows, weight_rows, workers);
+  TaskList tasks;
+  for (const auto& product : products) tasks.Add(DivideUp(product.weights.rows, task_rows));
+  parallel(tasks.count(), [&](int64_t index, int) {
+    const auto [i, task] = tasks.At(index);
+    const PackedTiles& weights = products[i].weights;
+    const int64_t at = layout.Begin(i);
+    const Int8Activations a = {weights.cols, codes.get() + at, scales.get() + at / 32,
+                               starts.get() + at / 16, sums.get() + at / 16};
+    MultiplyTiles(products[i], a, NIBBLE_DISPATCH(FindMultiplyTile)(weights.format),
+                  task * task_rows, std::min(weights.rows, (task + 1) * task_rows));
   });
   return OkStatus();
 }

@@ -28,10 +28,16 @@ struct Int8Activations {
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
                          float* scales, int32_t* starts, float* sums);
 
-// Products of weights packed in tiles (kernels/pack_layout.h) with int8 activations, for any M.
-Status MatmulInt8(Format format, const std::byte* tiles, int64_t rows, int64_t cols,
-                  const TensorView& activations, const ProductOutput& output,
-                  const ParallelFor& parallel);
+// Weights packed in tiles (kernels/pack_layout.h).
+struct PackedTiles {
+  Format format;
+  const std::byte* tiles;
+  int64_t rows;
+  int64_t cols;
+};
+
+// Products of packed weights with int8 activations, for any M.
+Status MatmulInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel);
 
 }  // namespace nibble
 

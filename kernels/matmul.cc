@@ -14,57 +14,82 @@ constexpr int64_t kPanelRows = 16;
 // Activation rows whose sums a task keeps.
 constexpr int64_t kMostRows = 64;
 
+// Sums of weight rows [n0, n0 + kPanelRows) with all activation rows, which lie `stride` floats
+// apart at `a`.
+void MultiplyPanel(const Product<WeightRows>& product, const float* a, int64_t stride, int64_t n0,
+                   float* panel, float* sums) {
+  const WeightRows& weights = product.weights;
+  const ProductOutput& output = product.output;
+  const int64_t n_count = std::min(kPanelRows, weights.rows - n0);
+  for (int64_t m0 = 0; m0 < product.activations.rows; m0 += kMostRows) {
+    const int64_t m_count = std::min(kMostRows, product.activations.rows - m0);
+    std::memset(sums, 0, sizeof(float) * static_cast<size_t>(m_count * kPanelRows));
+    for (int64_t col = 0; col < weights.cols; col += kBlockCols) {
+      const int64_t count = std::min(kBlockCols, weights.cols - col);
+      for (int64_t n = 0; n < n_count; ++n) {
+        weights.decode(weights, n0 + n, col, count, panel + n * kBlockCols);
+      }
+      DotRowsF32(a + m0 * stride + col, stride, m_count, panel, kBlockCols, n_count, count, sums,
+                 kPanelRows);
+    }
+    for (int64_t m = 0; m < m_count; ++m) {
+      float* out = output.Row(m0 + m) + n0;
+      for (int64_t n = 0; n < n_count; ++n) {
+        float sum = sums[m * kPanelRows + n];
+        if (output.bias != nullptr) sum += output.bias[n0 + n];
+        out[n] = output.accumulate ? out[n] + sum : sum;
+      }
+    }
+  }
+}
+
 }  // namespace
 
-Status MatmulF32(const TensorView& activations, const WeightRows& weights,
-                 const ProductOutput& output, const ParallelFor& parallel) {
-  const int64_t m_rows = activations.rows;
-  const int64_t cols = weights.cols;
+Status MatmulF32(std::span<const Product<WeightRows>> products, const ParallelFor& parallel) {
   const int workers = std::max(1, parallel.workers);
 
-  // Activations as aligned f32, once.
-  const float* a = static_cast<const float*>(activations.data);
-  int64_t a_stride = activations.row_stride;
-  hwy::AlignedFreeUniquePtr<float[]> copy;
-  if (activations.dtype != DType::kF32) {
-    copy = hwy::AllocateAligned<float>(static_cast<size_t>(m_rows * cols));
-    if (!copy) return OutOfMemory("matmul: no memory for a copy of the activations");
-    for (int64_t m = 0; m < m_rows; ++m) {
-      ConvertToFloat(activations.dtype, activations.Row(m), cols, copy.get() + m * cols);
+  // Activations as rows of f32 at equal distances: as they lie, or copied.
+  const auto is_copied = [](const ActivationRows& a) {
+    return a.dtype != DType::kF32 || a.index != nullptr;
+  };
+  int64_t copied = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const ActivationRows& a = products[i].activations;
+    if (is_copied(a) && !SharesActivations(products, i)) copied += a.rows * a.cols;
+  }
+  auto copies = hwy::AllocateAligned<float>(static_cast<size_t>(copied) + 1);
+  if (!copies) return OutOfMemory("matmul: no memory for a copy of the activations");
+  struct Floats {
+    const float* data;
+    int64_t stride;
+  };
+  std::vector<Floats> floats;
+  TaskList tasks;
+  float* next = copies.get();
+  for (size_t i = 0; i < products.size(); ++i) {
+    const ActivationRows& a = products[i].activations;
+    tasks.Add(DivideUp(products[i].weights.rows, kPanelRows));
+    if (SharesActivations(products, i)) {
+      floats.push_back(floats.back());
+    } else if (!is_copied(a)) {
+      floats.push_back(
+          {static_cast<const float*>(a.Row(0)), a.row_bytes / static_cast<int64_t>(sizeof(float))});
+    } else {
+      floats.push_back({next, a.cols});
+      for (int64_t m = 0; m < a.rows; ++m, next += a.cols) {
+        ConvertToFloat(a.dtype, a.Row(m), a.cols, next);
+      }
     }
-    a = copy.get();
-    a_stride = cols;
   }
 
   constexpr int64_t kScratch = kPanelRows * kBlockCols + kMostRows * kPanelRows;
   auto scratch = hwy::AllocateAligned<float>(static_cast<size_t>(workers * kScratch));
   if (!scratch) return OutOfMemory("matmul: no memory for decoded weights");
-
-  parallel(DivideUp(weights.rows, kPanelRows), [&](int64_t task, int worker) {
+  parallel(tasks.count(), [&](int64_t index, int worker) {
+    const auto [i, task] = tasks.At(index);
     float* panel = scratch.get() + worker * kScratch;
-    float* sums = panel + kPanelRows * kBlockCols;
-    const int64_t n0 = task * kPanelRows;
-    const int64_t n_count = std::min(kPanelRows, weights.rows - n0);
-    for (int64_t m0 = 0; m0 < m_rows; m0 += kMostRows) {
-      const int64_t m_count = std::min(kMostRows, m_rows - m0);
-      std::memset(sums, 0, sizeof(float) * static_cast<size_t>(m_count * kPanelRows));
-      for (int64_t col = 0; col < cols; col += kBlockCols) {
-        const int64_t count = std::min(kBlockCols, cols - col);
-        for (int64_t n = 0; n < n_count; ++n) {
-          weights.decode(weights, n0 + n, col, count, panel + n * kBlockCols);
-        }
-        DotRowsF32(a + m0 * a_stride + col, a_stride, m_count, panel, kBlockCols, n_count, count,
-                   sums, kPanelRows);
-      }
-      for (int64_t m = 0; m < m_count; ++m) {
-        float* out = output.Row(m0 + m) + n0;
-        for (int64_t n = 0; n < n_count; ++n) {
-          float sum = sums[m * kPanelRows + n];
-          if (output.bias != nullptr) sum += output.bias[n0 + n];
-          out[n] = output.accumulate ? out[n] + sum : sum;
-        }
-      }
-    }
+    MultiplyPanel(products[i], floats[i].data, floats[i].stride, task * kPanelRows, panel,
+                  panel + kPanelRows * kBlockCols);
   });
   return OkStatus();
 }

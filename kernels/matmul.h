@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "nibble/parallel.h"
 #include "nibble/status.h"
@@ -39,6 +41,19 @@ struct WeightRows {
   int64_t tile_rows = 1;
 };
 
+// The activation rows (f32, f16 or bf16) of a product: those of a matrix, or some of them.
+struct ActivationRows {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_bytes = 0;
+  const int32_t* index = nullptr;  // the matrix's row for each of `rows`, or null: row by row
+
+  const void* Row(int64_t m) const { return data + (index ? index[m] : m) * row_bytes; }
+  friend bool operator==(const ActivationRows&, const ActivationRows&) = default;
+};
+
 // Where a product goes: out[m, n] = (accumulate ? out[m, n] : 0) + product + bias[n].
 struct ProductOutput {
   float* data = nullptr;
@@ -47,6 +62,40 @@ struct ProductOutput {
   bool accumulate = false;
 
   float* Row(int64_t m) const { return data + m * row_stride; }
+};
+
+// One product of a group. Kernels convert activations once for neighbours that have the same, and
+// run the tasks of all products in one loop.
+template <class Weights>
+struct Product {
+  ActivationRows activations;
+  Weights weights;
+  ProductOutput output;
+};
+
+// Whether product i uses what product i - 1 made of its activations.
+template <class Weights>
+bool SharesActivations(std::span<const Product<Weights>> products, size_t i) {
+  return i > 0 && products[i].activations == products[i - 1].activations;
+}
+
+// Tasks of several products, numbered through.
+class TaskList {
+ public:
+  void Add(int64_t count) { ends_.push_back(count + this->count()); }
+  int64_t count() const { return ends_.empty() ? 0 : ends_.back(); }
+
+  struct Place {
+    size_t product;
+    int64_t task;  // of that product
+  };
+  Place At(int64_t index) const {
+    const auto it = std::upper_bound(ends_.begin(), ends_.end(), index);
+    return {static_cast<size_t>(it - ends_.begin()), it == ends_.begin() ? index : index - it[-1]};
+  }
+
+ private:
+  std::vector<int64_t> ends_;
 };
 
 // Columns that all products take at a time: decoded weights of a block stay in the first-level
@@ -64,9 +113,8 @@ inline int64_t RowsPerTask(int64_t rows, int64_t step, int64_t most, int workers
   return std::clamp(RoundUp(DivideUp(rows, tasks), step), step, RoundUp(most, step));
 }
 
-// f32 products of exactly decoded weights, on any machine. `activations` is f32, f16 or bf16.
-Status MatmulF32(const TensorView& activations, const WeightRows& weights,
-                 const ProductOutput& output, const ParallelFor& parallel);
+// f32 products of exactly decoded weights, on any machine.
+Status MatmulF32(std::span<const Product<WeightRows>> products, const ParallelFor& parallel);
 
 }  // namespace nibble
 

@@ -192,6 +192,56 @@ TEST(CApi, MultipliesAsTheDecodedWeightsDo) {
   nibble_tensor_free(tensor);
 }
 
+TEST(CApi, MultipliesGroupsOfPlainAndPackedWeights) {
+  const std::vector<float> weights = Weights();
+  nibble_error error;
+  nibble_tensor* tensor = nullptr;
+  nibble_packed *packed = nullptr, *mapped = nullptr;
+  ASSERT_EQ(nibble_tensor_quantize(MatrixOf(weights), "q8_0", nullptr, &tensor, &error), NIBBLE_OK);
+  ASSERT_EQ(nibble_pack(tensor, NIBBLE_PRECISION_F32, nullptr, &packed, &error), NIBBLE_OK);
+  size_t bytes = 0;
+  const void* data = nibble_packed_bytes(packed, &bytes);
+  ASSERT_EQ(nibble_packed_borrow(data, bytes, &mapped, &error), NIBBLE_OK) << error.message;
+  EXPECT_EQ(nibble_packed_borrow(data, bytes - 1, &mapped, &error), NIBBLE_CORRUPT);
+
+  std::vector<float> activations(2 * kCols), single(2 * kRows), bias(kRows, 0.25f);
+  for (size_t i = 0; i < activations.size(); ++i) {
+    activations[i] = std::cos(static_cast<float>(i));
+  }
+  const nibble_matrix in = {activations.data(), NIBBLE_F32, 2, kCols, 0};
+  nibble_matmul_options options = {};
+  options.precision = NIBBLE_PRECISION_F32;
+  ASSERT_EQ(nibble_matmul(in, tensor, {single.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+            NIBBLE_OK);
+
+  std::vector<float> first(2 * kRows), second(3 * kRows);
+  const int32_t rows[] = {1, 0, 1};
+  std::vector<nibble_matmul_member> members(2);
+  members[0].packed = mapped;
+  members[0].out = {first.data(), NIBBLE_F32, 2, kRows, 0};
+  members[0].bias = bias.data();
+  members[1].weights = tensor;
+  members[1].out = {second.data(), NIBBLE_F32, 3, kRows, 0};
+  members[1].rows = rows;
+  ASSERT_EQ(nibble_matmul_group(in, members.data(), 2, &options, &error), NIBBLE_OK)
+      << error.message;
+  for (int64_t n = 0; n < kRows; ++n) {
+    for (int64_t m = 0; m < 2; ++m) {
+      EXPECT_EQ(first[m * kRows + n], single[m * kRows + n] + 0.25f);
+    }
+    for (int64_t m = 0; m < 3; ++m) EXPECT_EQ(second[m * kRows + n], single[rows[m] * kRows + n]);
+  }
+  members[1].packed = packed;
+  EXPECT_EQ(nibble_matmul_group(in, members.data(), 2, &options, &error), NIBBLE_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.message, "member 1: a member needs either weights or packed weights");
+  EXPECT_EQ(nibble_matmul_group(in, nullptr, 1, &options, &error), NIBBLE_INVALID_ARGUMENT);
+  EXPECT_EQ(nibble_matmul_group(in, nullptr, 0, nullptr, &error), NIBBLE_OK);
+  nibble_packed_free(mapped);
+  nibble_packed_free(packed);
+  nibble_packed_free(nullptr);
+  nibble_tensor_free(tensor);
+}
+
 TEST(CApi, ReadsGgufFiles) {
   nibble::TemporaryFolder folder;
   const std::string path = folder / "a.gguf";

@@ -7,6 +7,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -367,6 +368,115 @@ INSTANTIATE_TEST_SUITE_P(Matmul, EveryPrecision,
                          testing::Combine(testing::Values(Precision::kInt8, Precision::kBf16,
                                                           Precision::kF32),
                                           testing::Bool()));
+
+// Members of a group: formats and schemes, packed and not, all rows or lists of rows.
+class EveryGroup : public testing::TestWithParam<Precision> {
+ protected:
+  static constexpr int64_t kCols = 512;
+
+  EveryGroup() {
+    const std::vector<float> dense = RandomValues(37 * kCols, 6);
+    planar_ = *Quantize(ViewOf(dense.data(), 37, kCols), *ParseScheme("int4 sym g64 f16"));
+    q4_0_ = RandomWeights(Format::kQ4_0, 50, kCols, 1);
+    q4_k_ = RandomWeights(Format::kQ4_K, 33, kCols, 2);
+    packed_4_0_ = *Pack(q4_0_, GetParam());
+    packed_4_k_ = *Pack(q4_k_, GetParam());
+    f32_ = RandomWeights(Format::kF32, 3, kCols, 3);
+  }
+
+  QuantizedTensor planar_, q4_0_, q4_k_, f32_;
+  PackedWeights packed_4_0_, packed_4_k_;
+};
+
+TEST_P(EveryGroup, GivesWhatSingleProductsGive) {
+  std::vector<int32_t> few = {2, 0, 2}, many(40);
+  for (size_t i = 0; i < many.size(); ++i) many[i] = static_cast<int32_t>(i * 7 % 5);
+  ThreadPool pool(3);
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const int64_t m_rows : {5, 70}) {
+      std::vector<float> a = RandomValues(m_rows * kCols, 7);
+      std::vector<BF16> narrow(a.size());
+      for (size_t i = 0; i < a.size(); ++i) narrow[i] = ToBF16(a[i]);
+      const void* data = type == DType::kF32 ? static_cast<const void*>(a.data()) : narrow.data();
+      const TensorView x = {data, type, m_rows, kCols, kCols, Device::kCpu};
+      const std::vector<float> bias = RandomValues(50, 8);
+
+      std::vector<MatmulMember> members = {
+          {&packed_4_0_, {}, bias, {}},   {&packed_4_k_, {}, {}, {}},  {&planar_, {}, {}, {}},
+          {&q4_0_, {}, {}, {}},           {&packed_4_0_, {}, {}, few}, {&packed_4_k_, {}, {}, few},
+          {&packed_4_0_, {}, bias, many}, {&q4_k_, {}, {}, many},      {&planar_, {}, {}, few},
+          {&f32_, {}, {}, many}};
+      std::vector<std::vector<float>> outs, singles;
+      for (MatmulMember& member : members) {
+        const int64_t n_rows =
+            std::visit([](const auto* weights) { return weights->rows(); }, member.weights);
+        const int64_t rows =
+            member.rows.empty() ? m_rows : static_cast<int64_t>(member.rows.size());
+        outs.emplace_back(static_cast<size_t>(rows * n_rows), 0.25f);
+        member.out = ViewOf(outs.back().data(), rows, n_rows);
+
+        // The same from a copy of the rows, alone.
+        std::vector<std::byte> taken(static_cast<size_t>(rows * kCols) * DTypeBytes(type));
+        const size_t row_bytes = kCols * DTypeBytes(type);
+        for (int64_t m = 0; m < rows; ++m) {
+          const int64_t from = member.rows.empty() ? m : member.rows[static_cast<size_t>(m)];
+          std::memcpy(taken.data() + static_cast<size_t>(m) * row_bytes, x.Row(from), row_bytes);
+        }
+        singles.emplace_back(outs.back().size(), 0.25f);
+        MatmulOptions options;
+        options.precision = GetParam();
+        options.bias = member.bias;
+        options.accumulate = true;
+        std::visit(
+            [&](const auto* weights) {
+              ASSERT_TRUE(Matmul({taken.data(), type, rows, kCols, kCols, Device::kCpu}, *weights,
+                                 ViewOf(singles.back().data(), rows, n_rows), options)
+                              .ok());
+            },
+            member.weights);
+      }
+      members.push_back({&q4_0_, {}, {}, {}});  // nothing to do
+      MatmulOptions options;
+      options.precision = GetParam();
+      options.accumulate = true;
+      options.parallel = pool.parallel_for();
+      const Status status = MatmulGroup(x, members, options);
+      ASSERT_TRUE(status.ok()) << status.message();
+      for (size_t i = 0; i < outs.size(); ++i) EXPECT_EQ(outs[i], singles[i]) << "member " << i;
+    }
+  }
+}
+
+TEST_P(EveryGroup, RefusesMembersThatDoNotFitAndWritesNothing) {
+  std::vector<float> a(3 * kCols, 1.0f), good(3 * 50, 0.5f), other(3 * 50);
+  const TensorView x = ViewOf(a.data(), 3, kCols);
+  const std::vector<int32_t> beyond = {0, 3, 1}, negative = {0, -1, 1}, two = {0, 1};
+  const MatmulMember fits = {&packed_4_0_, ViewOf(good.data(), 3, 50), {}, {}};
+  const MutableTensorView out = ViewOf(other.data(), 3, 50);
+  const QuantizedTensor* nothing = nullptr;
+  const PackedWeights never_made;
+  const std::vector<float> short_bias(49);
+  MatmulOptions options;
+  options.precision = GetParam();
+  for (const MatmulMember& wrong :
+       {MatmulMember{nothing, out, {}, {}}, MatmulMember{&never_made, out, {}, {}},
+        MatmulMember{&packed_4_k_, out, {}, {}}, MatmulMember{&packed_4_0_, out, {}, two},
+        MatmulMember{&packed_4_0_, out, {}, beyond}, MatmulMember{&q4_0_, out, {}, negative},
+        MatmulMember{&q4_0_, out, short_bias, {}}}) {
+    const std::vector<MatmulMember> members = {fits, wrong};
+    const Status status = MatmulGroup(x, members, options);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message().find("member 1"), 0u) << status.message();
+  }
+  options.bias = short_bias;
+  EXPECT_EQ(MatmulGroup(x, {&fits, 1}, options).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(good, std::vector<float>(good.size(), 0.5f));
+  options.bias = {};
+  EXPECT_TRUE(MatmulGroup(x, {}, options).ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Matmul, EveryGroup,
+                         testing::Values(Precision::kInt8, Precision::kBf16, Precision::kF32));
 
 TEST(Matmul, PackedBytesAreReadAgain) {
   const int64_t cols = 256, n_rows = 19;

@@ -176,6 +176,36 @@ nibble_status nibble_matmul(nibble_matrix activations, const nibble_tensor* weig
                             nibble_mutable_matrix out, const nibble_matmul_options* options,
                             nibble_error* error);
 
+/* Weights rearranged once for fast products. */
+typedef struct nibble_packed nibble_packed;
+
+nibble_status nibble_pack(const nibble_tensor* weights, nibble_precision precision,
+                          const nibble_parallel_for* parallel, nibble_packed** packed,
+                          nibble_error* error);
+/* The bytes of packed weights, to be kept in a file; and packed weights around such bytes, which
+ * the caller keeps alive and unchanged as long as the handle. Aligned to 8 bytes, better to 64. */
+const void* nibble_packed_bytes(const nibble_packed* packed, size_t* bytes);
+nibble_status nibble_packed_borrow(const void* data, size_t bytes, nibble_packed** packed,
+                                   nibble_error* error);
+void nibble_packed_free(nibble_packed* packed); /* NULL is fine */
+
+/* One of several products with the same activations. */
+typedef struct nibble_matmul_member {
+  const nibble_tensor* weights; /* this or `packed`, the other NULL */
+  const nibble_packed* packed;
+  nibble_mutable_matrix out; /* f32 [M, N]; with no rows at all: nothing is done */
+  const float* bias;         /* N values, or NULL */
+  const int32_t* rows;       /* the activation rows taken, as many as `out` has; NULL: all */
+} nibble_matmul_member;
+
+/* All products in one parallel loop, with the same results as one by one: query, key and value,
+ * gate and up, or the experts of a mixture with the rows sent to each. The activations are
+ * converted once for neighbours that take the same rows. Outputs must not overlap; the options have
+ * no bias. `options` may be NULL. */
+nibble_status nibble_matmul_group(nibble_matrix activations, const nibble_matmul_member* members,
+                                  size_t count, const nibble_matmul_options* options,
+                                  nibble_error* error);
+
 /* ---- GGUF files ---- */
 
 typedef struct nibble_gguf nibble_gguf;

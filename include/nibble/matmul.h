@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 
 #include "nibble/parallel.h"
 #include "nibble/quantized_tensor.h"
@@ -62,6 +63,23 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
               const MatmulOptions& options = {});
 Status Matmul(TensorView activations, const PackedWeights& weights, MutableTensorView out,
               const MatmulOptions& options = {});
+
+// One of several products with the same activations.
+struct MatmulMember {
+  std::variant<const QuantizedTensor*, const PackedWeights*> weights;
+  MutableTensorView out;        // f32 [M, N]; with no rows at all: nothing is done
+  std::span<const float> bias;  // N values, or empty
+  // The activation rows that this member takes, in the order of the rows of `out`; any row any
+  // number of times. Empty: all of them.
+  std::span<const int32_t> rows;
+};
+
+// All products in one parallel loop: query, key and value, gate and up, or the experts of a mixture
+// with the rows that were sent to each. Activations are converted once for neighbours that take the
+// same rows. The results are those of Matmul, bit for bit. Outputs must not overlap; the bias is
+// the members' alone. Nothing is written unless every member's operands fit.
+Status MatmulGroup(TensorView activations, std::span<const MatmulMember> members,
+                   const MatmulOptions& options = {});
 
 }  // namespace nibble
 

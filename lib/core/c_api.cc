@@ -3,6 +3,7 @@
 #include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "nibble/format.h"
 #include "nibble/matmul.h"
@@ -14,6 +15,7 @@ using nibble::Format;
 using nibble::FormatInfo;
 using nibble::MutableTensorView;
 using nibble::OkStatus;
+using nibble::PackedWeights;
 using nibble::QuantizedTensor;
 using nibble::Result;
 using nibble::Status;
@@ -23,6 +25,9 @@ using nibble::c_api::CheckPointer;
 
 struct nibble_tensor {
   QuantizedTensor value;
+};
+struct nibble_packed {
+  PackedWeights value;
 };
 
 namespace {
@@ -49,10 +54,54 @@ Status CopyInfo(const FormatInfo* found, const std::string& what, nibble_format_
   return OkStatus();
 }
 
-Status Release(Result<QuantizedTensor> result, nibble_tensor** tensor) {
+// Hands a result to the caller as a handle.
+template <class Handle, class Value>
+Status Release(Result<Value> result, Handle** handle) {
   if (!result.ok()) return std::move(result).status();
-  *tensor = new nibble_tensor{*std::move(result)};
+  *handle = new Handle{*std::move(result)};
   return OkStatus();
+}
+
+Result<nibble::Precision> ToPrecision(nibble_precision precision) {
+  if (precision < NIBBLE_PRECISION_INT8 || precision > NIBBLE_PRECISION_F32) {
+    return nibble::InvalidArgument("no precision has number " +
+                                   std::to_string(static_cast<int>(precision)));
+  }
+  return static_cast<nibble::Precision>(precision);
+}
+
+std::span<const float> ToBias(const float* bias, int64_t rows) {
+  if (bias == nullptr || rows <= 0) return {};
+  return {bias, static_cast<size_t>(rows)};
+}
+
+// All but the bias, whose size the weights tell.
+Result<nibble::MatmulOptions> ToMatmulOptions(const nibble_matmul_options* options) {
+  nibble::MatmulOptions result;
+  if (options == nullptr) return result;
+  NIBBLE_ASSIGN_OR_RETURN(result.precision, ToPrecision(options->precision));
+  result.accumulate = options->accumulate != 0;
+  result.parallel = nibble::c_api::ToParallelFor(&options->parallel);
+  return result;
+}
+
+Result<nibble::MatmulMember> ToMember(const nibble_matmul_member& member) {
+  if ((member.weights == nullptr) == (member.packed == nullptr)) {
+    return nibble::InvalidArgument("a member needs either weights or packed weights");
+  }
+  nibble::MatmulMember result;
+  NIBBLE_ASSIGN_OR_RETURN(result.out, nibble::c_api::ToView<MutableTensorView>(member.out));
+  if (member.weights != nullptr) {
+    result.weights = &member.weights->value;
+    result.bias = ToBias(member.bias, member.weights->value.rows());
+  } else {
+    result.weights = &member.packed->value;
+    result.bias = ToBias(member.bias, member.packed->value.rows());
+  }
+  if (member.rows != nullptr && member.out.rows > 0) {
+    result.rows = {member.rows, static_cast<size_t>(member.out.rows)};
+  }
+  return result;
 }
 
 }  // namespace
@@ -193,20 +242,61 @@ nibble_status nibble_matmul(nibble_matrix activations, const nibble_tensor* weig
     NIBBLE_RETURN_IF_ERROR(CheckPointer(weights, "weights"));
     NIBBLE_ASSIGN_OR_RETURN(const auto in, nibble::c_api::ToView<TensorView>(activations));
     NIBBLE_ASSIGN_OR_RETURN(const auto result, nibble::c_api::ToView<MutableTensorView>(out));
-    nibble::MatmulOptions matmul_options;
-    if (options != nullptr) {
-      if (options->precision < NIBBLE_PRECISION_INT8 || options->precision > NIBBLE_PRECISION_F32) {
-        return nibble::InvalidArgument("no precision has number " +
-                                       std::to_string(static_cast<int>(options->precision)));
-      }
-      matmul_options.precision = static_cast<nibble::Precision>(options->precision);
-      matmul_options.accumulate = options->accumulate != 0;
-      if (options->bias != nullptr) {
-        matmul_options.bias = {options->bias, static_cast<size_t>(weights->value.rows())};
-      }
-      matmul_options.parallel = nibble::c_api::ToParallelFor(&options->parallel);
-    }
+    NIBBLE_ASSIGN_OR_RETURN(auto matmul_options, ToMatmulOptions(options));
+    if (options != nullptr) matmul_options.bias = ToBias(options->bias, weights->value.rows());
     return nibble::Matmul(in, weights->value, result, matmul_options);
+  });
+}
+
+nibble_status nibble_pack(const nibble_tensor* weights, nibble_precision precision,
+                          const nibble_parallel_for* parallel, nibble_packed** packed,
+                          nibble_error* error) {
+  return Call(error, [&]() -> Status {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(weights, "weights"));
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(packed, "packed"));
+    NIBBLE_ASSIGN_OR_RETURN(const auto checked, ToPrecision(precision));
+    return Release(nibble::Pack(weights->value, checked, nibble::c_api::ToParallelFor(parallel)),
+                   packed);
+  });
+}
+
+const void* nibble_packed_bytes(const nibble_packed* packed, size_t* bytes) {
+  const auto serialized = packed->value.serialized();
+  if (bytes != nullptr) *bytes = serialized.size();
+  return serialized.data();
+}
+
+nibble_status nibble_packed_borrow(const void* data, size_t bytes, nibble_packed** packed,
+                                   nibble_error* error) {
+  return Call(error, [&]() -> Status {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(data, "data"));
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(packed, "packed"));
+    return Release(PackedWeights::FromBytes(Buffer::Borrow(nibble::c_api::ToBytes(data, bytes))),
+                   packed);
+  });
+}
+
+void nibble_packed_free(nibble_packed* packed) { delete packed; }
+
+nibble_status nibble_matmul_group(nibble_matrix activations, const nibble_matmul_member* members,
+                                  size_t count, const nibble_matmul_options* options,
+                                  nibble_error* error) {
+  return Call(error, [&]() -> Status {
+    if (count > 0) NIBBLE_RETURN_IF_ERROR(CheckPointer(members, "members"));
+    NIBBLE_ASSIGN_OR_RETURN(const auto in, nibble::c_api::ToView<TensorView>(activations));
+    NIBBLE_ASSIGN_OR_RETURN(const auto matmul_options, ToMatmulOptions(options));
+    if (options != nullptr && options->bias != nullptr) {
+      return nibble::InvalidArgument("matmul: the members of a group have biases of their own");
+    }
+    std::vector<nibble::MatmulMember> group;
+    for (size_t i = 0; i < count; ++i) {
+      auto member = ToMember(members[i]);
+      if (!member.ok()) {
+        return std::move(member).status().WithContext("member " + std::to_string(i));
+      }
+      group.push_back(*std::move(member));
+    }
+    return nibble::MatmulGroup(in, group, matmul_options);
   });
 }
 

@@ -1,9 +1,10 @@
 #include "nibble/matmul.h"
 
-#include <cstring>
-#include <memory>
+#include <span>
 #include <string>
-#include <utility>
+#include <type_traits>
+#include <variant>
+#include <vector>
 
 #include "kernels/dequantize.h"
 #include "kernels/gemm_bf16.h"
@@ -12,8 +13,8 @@
 #include "kernels/matmul.h"
 #include "kernels/pack.h"
 #include "kernels/pack_bf16.h"
-#include "kernels/pack_layout.h"
 #include "kernels/pack_planar.h"
+#include "lib/core/packed_weights.h"
 #include "lib/quantize/planar.h"
 #include "nibble/backend.h"
 
@@ -22,6 +23,8 @@ namespace {
 
 // Tiles hold 16 activation rows; with fewer than half of them, decoding for vectors is faster.
 constexpr int64_t kFewestTileRows = 8;
+// With packed weights, int8 dot products beat decoding for tiles while activations are few.
+constexpr int64_t kMostInt8Rows = 32;
 
 bool IsActivationType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
@@ -29,42 +32,52 @@ std::string Shape(int64_t rows, int64_t cols) {
   return std::to_string(rows) + " x " + std::to_string(cols);
 }
 
-Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
-                     const MutableTensorView& out, const MatmulOptions& options) {
-  NIBBLE_RETURN_IF_ERROR(CheckView(activations, "activations"));
-  NIBBLE_RETURN_IF_ERROR(CheckView(out, "output"));
-  if (!IsActivationType(activations.dtype)) {
-    return InvalidArgument(std::string("activations: type ") + DTypeName(activations.dtype) +
+// A product as the caller states it.
+struct Operands {
+  TensorView activations;
+  std::span<const int32_t> index;  // the activation rows to take; empty: all
+  int64_t rows, cols;              // of the weights
+  MutableTensorView out;
+  std::span<const float> bias;
+};
+
+Status CheckOperands(const Operands& p) {
+  NIBBLE_RETURN_IF_ERROR(CheckView(p.activations, "activations"));
+  NIBBLE_RETURN_IF_ERROR(CheckView(p.out, "output"));
+  if (!IsActivationType(p.activations.dtype)) {
+    return InvalidArgument(std::string("activations: type ") + DTypeName(p.activations.dtype) +
                            " where f32, f16 or bf16 is needed");
   }
-  if (out.dtype != DType::kF32) {
-    return InvalidArgument(std::string("output: type ") + DTypeName(out.dtype) +
+  if (p.out.dtype != DType::kF32) {
+    return InvalidArgument(std::string("output: type ") + DTypeName(p.out.dtype) +
                            " where f32 is needed");
   }
-  if (activations.device != Device::kCpu || out.device != Device::kCpu) {
+  if (p.activations.device != Device::kCpu || p.out.device != Device::kCpu) {
     return Unsupported("matmul: an operand is not in host memory");
   }
-  if (activations.cols != cols || out.rows != activations.rows || out.cols != rows) {
-    return InvalidArgument("matmul: activations " + Shape(activations.rows, activations.cols) +
-                           " and weights " + Shape(rows, cols) + " do not give output " +
-                           Shape(out.rows, out.cols));
+  const int64_t taken = p.index.empty() ? p.activations.rows : static_cast<int64_t>(p.index.size());
+  if (p.activations.cols != p.cols || p.out.rows != taken || p.out.cols != p.rows) {
+    return InvalidArgument("matmul: activations " + Shape(taken, p.activations.cols) +
+                           " and weights " + Shape(p.rows, p.cols) + " do not give output " +
+                           Shape(p.out.rows, p.out.cols));
   }
-  if (!options.bias.empty() && static_cast<int64_t>(options.bias.size()) != rows) {
-    return InvalidArgument("matmul: bias of " + std::to_string(options.bias.size()) +
-                           " values for " + std::to_string(rows) + " output columns");
+  for (const int32_t row : p.index) {
+    if (row < 0 || row >= p.activations.rows) {
+      return InvalidArgument("matmul: activation row " + std::to_string(row) + " is not one of " +
+                             std::to_string(p.activations.rows));
+    }
   }
-  if (reinterpret_cast<uintptr_t>(out.data) % alignof(float) != 0) {
+  if (!p.bias.empty() && static_cast<int64_t>(p.bias.size()) != p.rows) {
+    return InvalidArgument("matmul: bias of " + std::to_string(p.bias.size()) + " values for " +
+                           std::to_string(p.rows) + " output columns");
+  }
+  if (reinterpret_cast<uintptr_t>(p.out.data) % alignof(float) != 0) {
     return InvalidArgument("output: a pointer that is not aligned for f32");
   }
-  if (reinterpret_cast<uintptr_t>(activations.data) % DTypeBytes(activations.dtype) != 0) {
+  if (reinterpret_cast<uintptr_t>(p.activations.data) % DTypeBytes(p.activations.dtype) != 0) {
     return InvalidArgument("activations: a pointer that is not aligned for their type");
   }
   return OkStatus();
-}
-
-ProductOutput OutputOf(const MutableTensorView& out, const MatmulOptions& options) {
-  return {static_cast<float*>(out.data), out.row_stride,
-          options.bias.empty() ? nullptr : options.bias.data(), options.accumulate};
 }
 
 void DecodeBlockRow(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
@@ -99,72 +112,124 @@ Status CheckWeights(const QuantizedTensor& tensor) {
   if (tensor.device() != Device::kCpu) {
     return Unsupported("matmul: the weights are not in host memory");
   }
+  if (tensor.is_block_format()) {
+    const FormatInfo& info = GetFormatInfo(tensor.format());
+    if (!info.can_decode()) return Unsupported(std::string("matmul: weights of type ") + info.name);
+    return OkStatus();
+  }
+  const PlanarPlanes planes = PlanesOf(tensor);
+  for (int64_t c = 0; planes.group_index != nullptr && c < planes.cols; ++c) {
+    if (const int64_t group = planes.Group(c); group < 0 || group >= planes.groups) {
+      return InvalidArgument("matmul: group index " + std::to_string(group) + " of column " +
+                             std::to_string(c) + " is not one of the " +
+                             std::to_string(planes.groups) + " groups");
+    }
+  }
   return OkStatus();
 }
 
-Result<WeightRows> RowsOf(const QuantizedTensor& tensor) {
-  NIBBLE_RETURN_IF_ERROR(CheckWeights(tensor));
-  if (!tensor.is_block_format()) return Unsupported("packed weights of a planar scheme");
-  const FormatInfo& info = GetFormatInfo(tensor.format());
-  if (!info.can_decode()) return Unsupported(std::string("matmul: weights of type ") + info.name);
-  return BlockRows(tensor.format(), tensor.plane(Plane::kCodes).data(), tensor.rows(),
-                   tensor.cols());
-}
+// The products of one call, by the kernel that runs them.
+class Group {
+ public:
+  Group(const MatmulOptions& options, size_t members) : options_(options) {
+    planar_.reserve(members);  // products point into it
+  }
 
-// With packed weights, int8 dot products beat decoding for tiles while activations are few.
-constexpr int64_t kMostInt8Rows = 32;
+  Status Add(const Operands& operands, const QuantizedTensor& weights) {
+    NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
+    NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
+    if (weights.is_block_format()) {
+      AddBlocks(operands, weights.format(), weights.plane(Plane::kCodes).data());
+    } else {
+      planar_.emplace_back(PlanesOf(weights));
+      AddDecoded(operands, planar_.back().rows());
+    }
+    return OkStatus();
+  }
 
-// Decoded products, in tiles where the machine has them.
-Status MatmulDecoded(const TensorView& activations, const WeightRows& weights,
-                     const MutableTensorView& out, const MatmulOptions& options) {
-  const ProductOutput output = OutputOf(out, options);
-  if (options.precision != Precision::kF32 && activations.rows >= kFewestTileRows) {
-    if (const GemmBf16* gemm = AmxGemmBf16()) {
-      return MatmulBf16(*gemm, activations, weights, output, options.parallel);
+  Status Add(const Operands& operands, const PackedWeightsAccess::Impl& weights) {
+    NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
+    if (weights.is_canonical) {
+      AddBlocks(operands, weights.format, weights.payload);
+      return OkStatus();
+    }
+    const bool tiles = operands.out.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
+    if (options_.precision == Precision::kInt8 && !tiles) {
+      int8_.push_back({RowsOf(operands),
+                       {weights.format, weights.payload, weights.rows, weights.cols},
+                       OutputOf(operands)});
+    } else {
+      AddDecoded(operands, PackedRows(weights.format, weights.payload, weights.rows, weights.cols));
+    }
+    return OkStatus();
+  }
+
+  Status Run() const {
+    if (!int8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(int8_, options_.parallel));
+    if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, options_.parallel));
+    if (!bf16_.empty()) {
+      NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, options_.parallel));
+    }
+    if (!f32_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulF32(f32_, options_.parallel));
+    return OkStatus();
+  }
+
+ private:
+  // Products with canonical blocks.
+  void AddBlocks(const Operands& operands, Format format, const std::byte* blocks) {
+    const bool is_block = GetFormatInfo(format).block_weights > 1;
+    const bool few = operands.out.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
+    if (is_block && few && options_.precision == Precision::kInt8) {
+      blocks_.push_back(
+          {RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)});
+    } else {
+      AddDecoded(operands, BlockRows(format, blocks, operands.rows, operands.cols));
     }
   }
-  return MatmulF32(activations, weights, output, options.parallel);
-}
 
-// Products with canonical blocks.
-Status MatmulBlocks(const TensorView& activations, Format format, const WeightRows& rows,
-                    const MutableTensorView& out, const MatmulOptions& options) {
-  const bool is_block = GetFormatInfo(format).block_weights > 1;
-  const bool few = activations.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
-  if (is_block && few && options.precision == Precision::kInt8) {
-    return MatmulInt8Blocks(format, rows.codes, rows.rows, rows.cols, activations,
-                            OutputOf(out, options), options.parallel);
+  // Decoded products, in tiles where the machine has them.
+  void AddDecoded(const Operands& operands, const WeightRows& weights) {
+    const bool tiles = options_.precision != Precision::kF32 &&
+                       operands.out.rows >= kFewestTileRows && AmxGemmBf16() != nullptr;
+    (tiles ? bf16_ : f32_).push_back({RowsOf(operands), weights, OutputOf(operands)});
   }
-  return MatmulDecoded(activations, rows, out, options);
-}
 
-// Serialized packed weights begin with this, in little-endian order.
-struct PackedHeader {
-  char magic[8];    // kMagic
-  char target[24];  // zero-terminated
-  uint32_t format;  // as in GGUF
-  uint32_t reserved;
-  int64_t rows;
-  int64_t cols;
-  int64_t reserved2;
+  static ActivationRows RowsOf(const Operands& p) {
+    const TensorView& a = p.activations;
+    return {static_cast<const std::byte*>(a.data),
+            a.dtype,
+            p.out.rows,
+            a.cols,
+            a.row_stride * static_cast<int64_t>(DTypeBytes(a.dtype)),
+            p.index.empty() ? nullptr : p.index.data()};
+  }
+
+  ProductOutput OutputOf(const Operands& p) const {
+    return {static_cast<float*>(p.out.data), p.out.row_stride,
+            p.bias.empty() ? nullptr : p.bias.data(), options_.accumulate};
+  }
+
+  const MatmulOptions& options_;
+  std::vector<PlanarRows> planar_;
+  std::vector<Product<PackedTiles>> int8_;
+  std::vector<Product<BlockWeights>> blocks_;
+  std::vector<Product<WeightRows>> bf16_, f32_;
 };
-static_assert(sizeof(PackedHeader) == Buffer::kAlignment);
-constexpr char kMagic[8] = {'N', 'I', 'B', 'P', 'A', 'C', 'K', '1'};
 
-// The layouts there are. Both suit every processor; a change of layout changes its number.
-constexpr char kTiles[] = "tiles16/1";        // kernels/pack_layout.h
-constexpr char kCanonical[] = "canonical/1";  // the blocks as they are
-
-Result<int64_t> PackedBytes(const std::string& target, Format format, int64_t rows, int64_t cols) {
-  NIBBLE_ASSIGN_OR_RETURN(const size_t canonical, FormatBytes(format, rows, cols));
-  if (target == kCanonical) return static_cast<int64_t>(canonical);
-  int64_t bytes = 0;
-  // A tile is at most some percent larger than its blocks, so only the rounding up can overflow.
-  if (rows > INT64_MAX - kPackRows ||
-      __builtin_mul_overflow(PackedTileBytes(format, cols), DivideUp(rows, kPackRows), &bytes)) {
-    return InvalidArgument("packed weights: too large");
+// Products on another device, one by one.
+Status MatmulOnDevice(const TensorView& activations, std::span<const MatmulMember> members,
+                      const MatmulOptions& options) {
+  for (const MatmulMember& member : members) {
+    const auto* weights = std::get_if<const QuantizedTensor*>(&member.weights);
+    if (weights == nullptr || *weights == nullptr || !member.rows.empty()) {
+      return Unsupported("matmul: packed weights or lists of rows on a device");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(member.out.device));
+    MatmulOptions own = options;
+    own.bias = member.bias;
+    NIBBLE_RETURN_IF_ERROR(backend->matmul(activations, **weights, member.out, own));
   }
-  return bytes;
+  return OkStatus();
 }
 
 }  // namespace
@@ -175,139 +240,48 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
     NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(out.device));
     return backend->matmul(activations, weights, out, options);
   }
-  NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
-  NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, weights.rows(), weights.cols(), out, options));
-  if (!weights.is_block_format()) {
-    const PlanarPlanes planes = PlanesOf(weights);
-    for (int64_t c = 0; planes.group_index != nullptr && c < planes.cols; ++c) {
-      if (const int64_t group = planes.Group(c); group < 0 || group >= planes.groups) {
-        return InvalidArgument("matmul: group index " + std::to_string(group) + " of column " +
-                               std::to_string(c) + " is not one of the " +
-                               std::to_string(planes.groups) + " groups");
-      }
-    }
-    const PlanarRows rows(planes);
-    return MatmulDecoded(activations, rows.rows(), out, options);
-  }
-  NIBBLE_ASSIGN_OR_RETURN(const WeightRows rows, RowsOf(weights));
-  return MatmulBlocks(activations, weights.format(), rows, out, options);
+  Group group(options, 1);
+  NIBBLE_RETURN_IF_ERROR(
+      group.Add({activations, {}, weights.rows(), weights.cols(), out, options.bias}, weights));
+  return group.Run();
 }
-
-struct PackedWeights::Impl {
-  Buffer bytes;  // header and payload
-  std::string target;
-  Format format = Format::kF32;
-  int64_t rows = 0;
-  int64_t cols = 0;
-
-  const std::byte* payload() const { return bytes.data() + sizeof(PackedHeader); }
-};
-
-int64_t PackedWeights::rows() const { return impl_ ? impl_->rows : 0; }
-int64_t PackedWeights::cols() const { return impl_ ? impl_->cols : 0; }
-size_t PackedWeights::bytes() const { return impl_ ? impl_->bytes.size() : 0; }
-const std::string& PackedWeights::target() const {
-  static const std::string none;
-  return impl_ ? impl_->target : none;
-}
-std::span<const std::byte> PackedWeights::serialized() const {
-  return impl_ ? impl_->bytes.bytes() : std::span<const std::byte>();
-}
-
-Result<PackedWeights> PackedWeights::FromBytes(Buffer bytes) {
-  PackedHeader header;
-  if (bytes.device() != Device::kCpu) return Unsupported("packed weights: not in host memory");
-  if (bytes.size() < sizeof(header)) return Corrupt("packed weights: shorter than their header");
-  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(PackedHeader) != 0) {
-    return InvalidArgument("packed weights: memory that is not aligned to 8 bytes");
-  }
-  std::memcpy(&header, bytes.data(), sizeof(header));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) {
-    return Corrupt("packed weights: not written by nibble");
-  }
-  auto impl = std::make_shared<Impl>();
-  impl->target.assign(header.target, strnlen(header.target, sizeof(header.target)));
-  if (impl->target != kTiles && impl->target != kCanonical) {
-    return Unsupported("packed weights: made for another target");
-  }
-  impl->format = static_cast<Format>(header.format);
-  impl->rows = header.rows;
-  impl->cols = header.cols;
-  const FormatInfo* info = FindFormat(impl->format);
-  const bool known = info != nullptr && info->can_decode() &&
-                     (impl->target == kCanonical || PackedTileBytes(impl->format, 256) > 0);
-  if (!known || impl->rows <= 0 || impl->cols <= 0) {
-    return Corrupt("packed weights: impossible format or shape");
-  }
-  auto size = PackedBytes(impl->target, impl->format, impl->rows, impl->cols);
-  if (!size.ok()) return Corrupt("packed weights: impossible shape");
-  if (static_cast<uint64_t>(*size) != bytes.size() - sizeof(header)) {
-    return Corrupt("packed weights: " + std::to_string(bytes.size()) +
-                   " bytes where the shape needs " +
-                   std::to_string(static_cast<uint64_t>(*size) + sizeof(header)));
-  }
-  impl->bytes = std::move(bytes);
-  PackedWeights weights;
-  weights.impl_ = std::move(impl);
-  return weights;
-}
-
-Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
-                           const ParallelFor& parallel) {
-  NIBBLE_ASSIGN_OR_RETURN(const WeightRows rows, RowsOf(weights));
-  const Format format = weights.format();
-  const int64_t tile_bytes = precision == Precision::kInt8 ? PackedTileBytes(format, rows.cols) : 0;
-  const char* target = tile_bytes > 0 ? kTiles : kCanonical;
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t size, PackedBytes(target, format, rows.rows, rows.cols));
-  NIBBLE_ASSIGN_OR_RETURN(Buffer bytes,
-                          Buffer::Allocate(static_cast<size_t>(size) + sizeof(PackedHeader)));
-
-  PackedHeader header = {};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  std::strncpy(header.target, target, sizeof(header.target) - 1);
-  header.format = static_cast<uint32_t>(format);
-  header.rows = rows.rows;
-  header.cols = rows.cols;
-  std::memcpy(bytes.data(), &header, sizeof(header));
-  std::byte* payload = bytes.data() + sizeof(header);
-  const std::byte* blocks = static_cast<const std::byte*>(rows.source);
-  if (tile_bytes == 0) {
-    std::memcpy(payload, blocks, static_cast<size_t>(size));
-  } else {
-    parallel(DivideUp(rows.rows, kPackRows), [&](int64_t tile, int) {
-      const int64_t row = tile * kPackRows;
-      PackTile(format, blocks + row * rows.row_bytes, rows.row_bytes,
-               std::min<int64_t>(kPackRows, rows.rows - row), rows.cols,
-               payload + tile * tile_bytes);
-    });
-  }
-  return PackedWeights::FromBytes(std::move(bytes));
-}
-
-class PackedWeightsAccess {
- public:
-  static const PackedWeights::Impl* Get(const PackedWeights& weights) {
-    return weights.impl_.get();
-  }
-};
 
 Status Matmul(TensorView activations, const PackedWeights& weights, MutableTensorView out,
               const MatmulOptions& options) {
-  const auto* impl = PackedWeightsAccess::Get(weights);
-  if (impl == nullptr) return InvalidArgument("matmul: empty weights");
-  NIBBLE_RETURN_IF_ERROR(CheckOperands(activations, impl->rows, impl->cols, out, options));
-  if (impl->target == kCanonical) {
-    return MatmulBlocks(activations, impl->format,
-                        BlockRows(impl->format, impl->payload(), impl->rows, impl->cols), out,
-                        options);
+  const auto* packed = PackedWeightsAccess::Get(weights);
+  if (packed == nullptr) return InvalidArgument("matmul: empty weights");
+  Group group(options, 1);
+  NIBBLE_RETURN_IF_ERROR(
+      group.Add({activations, {}, packed->rows, packed->cols, out, options.bias}, *packed));
+  return group.Run();
+}
+
+Status MatmulGroup(TensorView activations, std::span<const MatmulMember> members,
+                   const MatmulOptions& options) {
+  if (!options.bias.empty()) {
+    return InvalidArgument("matmul: the members of a group have biases of their own");
   }
-  const bool tiles = activations.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
-  if (options.precision == Precision::kInt8 && !tiles) {
-    return MatmulInt8(impl->format, impl->payload(), impl->rows, impl->cols, activations,
-                      OutputOf(out, options), options.parallel);
+  if (activations.device != Device::kCpu) return MatmulOnDevice(activations, members, options);
+  Group group(options, members.size());
+  for (size_t i = 0; i < members.size(); ++i) {
+    const MatmulMember& member = members[i];
+    if (member.out.rows == 0) continue;
+    const auto add = [&](const auto* weights) -> Status {
+      if (weights == nullptr) return InvalidArgument("no weights");
+      const Operands operands = {activations,     member.rows, weights->rows(),
+                                 weights->cols(), member.out,  member.bias};
+      if constexpr (std::is_same_v<decltype(weights), const QuantizedTensor*>) {
+        return group.Add(operands, *weights);
+      } else {
+        const auto* packed = PackedWeightsAccess::Get(*weights);
+        if (packed == nullptr) return InvalidArgument("empty weights");
+        return group.Add(operands, *packed);
+      }
+    };
+    NIBBLE_RETURN_IF_ERROR(
+        std::visit(add, member.weights).WithContext("member " + std::to_string(i)));
   }
-  return MatmulDecoded(
-      activations, PackedRows(impl->format, impl->payload(), impl->rows, impl->cols), out, options);
+  return group.Run();
 }
 
 }  // namespace nibble
