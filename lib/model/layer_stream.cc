@@ -54,8 +54,8 @@ Result<TensorView> LayerStream::LastInputs(const DecoderLayer& layer, Half half,
 }
 
 Status LayerStream::Add(const Linear& last, TensorView inputs, WindowBatch batch) {
-  return run_.Multiply(last, static_cast<const float*>(inputs.data), inputs.rows, Residual(batch),
-                       /*accumulate=*/true);
+  return run_.Multiply({{last, Residual(batch)}}, static_cast<const float*>(inputs.data),
+                       inputs.rows, /*accumulate=*/true);
 }
 
 }  // namespace nibble

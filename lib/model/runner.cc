@@ -16,17 +16,19 @@ constexpr int64_t kQueryBlock = 16;
 
 }  // namespace
 
-Status Runner::Impl::Multiply(const Linear& linear, const float* input, int64_t rows, float* out,
-                              bool accumulate) {
-  const TensorView activations = ViewOf(input, rows, linear.weight.cols());
-  if (options.observer) options.observer(linear.name, activations);
+Status Runner::Impl::Multiply(std::initializer_list<Output> outputs, const float* input,
+                              int64_t rows, bool accumulate) {
+  std::vector<MatmulMember> members;
+  const TensorView activations = ViewOf(input, rows, outputs.begin()->linear.weight.cols());
+  for (const auto& [linear, out] : outputs) {
+    if (options.observer) options.observer(linear.name, activations);
+    members.push_back({&linear.weight, ViewOf(out, rows, linear.weight.rows()), linear.bias, {}});
+  }
   MatmulOptions matmul;
   matmul.precision = options.precision;
   matmul.accumulate = accumulate;
-  matmul.bias = linear.bias;
   matmul.parallel = options.parallel;
-  return Matmul(activations, linear.weight, ViewOf(out, rows, linear.weight.rows()), matmul)
-      .WithContext(linear.name);
+  return MatmulGroup(activations, members, matmul).WithContext(outputs.begin()->linear.name);
 }
 
 Status Runner::Impl::Embed(const QuantizedTensor& table, std::span<const int32_t> tokens,
@@ -185,9 +187,9 @@ void Runner::Impl::Prepare(const std::vector<Span>& spans, int64_t rows) {
 Status Runner::Impl::Attention(KvCache::Impl& cache, const DecoderLayer& layer, int64_t layer_index,
                                const std::vector<Span>& spans, int64_t rows) {
   NormRows(layer.attention_norm, x.data(), rows, normed.data());
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.query, normed.data(), rows, query.data()));
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.key, normed.data(), rows, key.data()));
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.value, normed.data(), rows, value.data()));
+  NIBBLE_RETURN_IF_ERROR(
+      Multiply({{layer.query, query.data()}, {layer.key, key.data()}, {layer.value, value.data()}},
+               normed.data(), rows));
   TurnAndStore(cache, layer, layer_index, spans);
   Attend(cache, layer_index, spans);
   return OkStatus();
@@ -196,8 +198,8 @@ Status Runner::Impl::Attention(KvCache::Impl& cache, const DecoderLayer& layer, 
 Status Runner::Impl::FeedForward(const DecoderLayer& layer, int64_t rows) {
   const ModelConfig& c = model.config();
   NormRows(layer.ffn_norm, x.data(), rows, normed.data());
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.gate, normed.data(), rows, gate.data()));
-  NIBBLE_RETURN_IF_ERROR(Multiply(layer.up, normed.data(), rows, up.data()));
+  NIBBLE_RETURN_IF_ERROR(
+      Multiply({{layer.gate, gate.data()}, {layer.up, up.data()}}, normed.data(), rows));
   options.parallel(rows, [&](int64_t r, int) {
     float* g = gate.data() + r * c.ffn_width;
     const float* u = up.data() + r * c.ffn_width;
@@ -236,9 +238,10 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
       rows = kept;
     }
     NIBBLE_RETURN_IF_ERROR(
-        Multiply(layer.attention_output, attended.data(), rows, x.data(), /*accumulate=*/true));
+        Multiply({{layer.attention_output, x.data()}}, attended.data(), rows, /*accumulate=*/true));
     NIBBLE_RETURN_IF_ERROR(FeedForward(layer, rows));
-    NIBBLE_RETURN_IF_ERROR(Multiply(layer.down, gate.data(), rows, x.data(), /*accumulate=*/true));
+    NIBBLE_RETURN_IF_ERROR(
+        Multiply({{layer.down, x.data()}}, gate.data(), rows, /*accumulate=*/true));
   }
   hidden->resize(static_cast<size_t>(rows * c.width));
   NormRows(model.weights().output_norm, x.data(), rows, hidden->data());

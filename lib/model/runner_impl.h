@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <utility>
 #include <vector>
@@ -76,7 +77,12 @@ struct Runner::Impl {
   // Activations of one batch, by row.
   std::vector<float> x, normed, query, key, value, attended, gate, up, cosines, sines;
 
-  Status Multiply(const Linear& linear, const float* input, int64_t rows, float* out,
+  // One of the matrices that multiply the same input.
+  struct Output {
+    const Linear& linear;
+    float* out;
+  };
+  Status Multiply(std::initializer_list<Output> outputs, const float* input, int64_t rows,
                   bool accumulate = false);
   // The rows of `table` for `tokens`, scaled as the model asks: out f32 [tokens, width].
   Status Embed(const QuantizedTensor& table, std::span<const int32_t> tokens, float* out) const;
