@@ -62,6 +62,16 @@ inline NIBBLE_HD double Reach(const Scheme& scheme) {
 // the type are further apart than half a code.
 inline NIBBLE_HD double LargestZero(DType dtype) { return dtype == DType::kF16 ? 1024 : 8388608; }
 
+// `zero` as the scheme can hold it: rounded to its type; an integer one to a code.
+inline NIBBLE_HD float RoundZero(const Scheme& s, double zero) {
+  if (s.zero_dtype == DType::kU8) {
+    const double top = MaxCode(s);
+    return static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, top)) + 0.0f;  // no -0
+  }
+  const double limit = LargestZero(s.zero_dtype);
+  return RoundTo(s.zero_dtype, static_cast<float>(std::clamp(zero, -limit, limit))) + 0.0f;
+}
+
 inline NIBBLE_HD ScaleZero FitZeroPoint(const Scheme& s, double low, double high) {
   const int top = MaxCode(s);
   const auto scale_of = [&](double span) {
@@ -71,9 +81,7 @@ inline NIBBLE_HD ScaleZero FitZeroPoint(const Scheme& s, double low, double high
   if (s.zero_dtype != DType::kU8 && low < high) {
     const float scale = scale_of(high - low);
     const double zero = -low / static_cast<double>(scale);
-    if (std::fabs(zero) <= LargestZero(s.zero_dtype)) {
-      return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};  // no -0
-    }
+    if (std::fabs(zero) <= LargestZero(s.zero_dtype)) return {scale, RoundZero(s, zero)};
   }
   // An integer one is a code: the range must hold 0.
   low = std::min(low, 0.0);
@@ -81,10 +89,7 @@ inline NIBBLE_HD ScaleZero FitZeroPoint(const Scheme& s, double low, double high
   const float scale = scale_of(high - low);
   if (scale == 0.0f || !std::isfinite(scale)) return {scale, 0};
   const double zero = -low / static_cast<double>(scale);
-  if (s.zero_dtype == DType::kU8) {
-    return {scale, static_cast<float>(std::clamp(std::nearbyint(zero), 0.0, double(top))) + 0.0f};
-  }
-  return {scale, RoundTo(s.zero_dtype, static_cast<float>(zero)) + 0.0f};
+  return {scale, RoundZero(s, zero)};
 }
 
 // A codebook's ends, on the side or sides where it has any.

@@ -22,12 +22,20 @@ enum class NonFinite : uint8_t {
            // hold
 };
 
+// How the scales and zeros of planar integer codes are chosen.
+enum class ScaleChoice : uint8_t {
+  kRange,          // from the range of the weights; by search where there is importance
+  kHalfQuadratic,  // by half-quadratic optimisation (HQQ): robust to outliers, needs no data
+};
+
 struct QuantizeOptions {
   // Mean square of the layer's input by column (`cols` values, finite, >= 0): errors of a column
   // count by it. Empty: all count alike.
   std::span<const float> importance = {};
   // Of schemes with has_group_index: the group of each column, `cols` values in [0, GroupsPerRow).
   std::span<const int32_t> group_index = {};
+  // kHalfQuadratic: of integer codes with a zero, by channel or group, and without importance.
+  ScaleChoice scales = ScaleChoice::kRange;
   NonFinite non_finite = NonFinite::kError;
   int64_t first_row = 0;  // the number of row 0 in messages, for matrices that come in pieces
   ParallelFor parallel = {};

@@ -9,6 +9,7 @@
 #include "kernels/convert.h"
 #include "kernels/planar.h"
 #include "lib/quantize/checks.h"
+#include "lib/quantize/hqq.h"
 #include "lib/quantize/planar_scales.h"
 #include "lib/quantize/planar_spans.h"
 #include "nibble/backend.h"
@@ -39,6 +40,18 @@ Status CheckGroupIndex(const Scheme& scheme, std::span<const int32_t> index, int
                          " columns where " + std::to_string(count) + " are needed");
 }
 
+// What half-quadratic optimisation can choose.
+Status CheckScaleChoice(const Scheme& scheme, const QuantizeOptions& options) {
+  if (options.scales == ScaleChoice::kRange) return OkStatus();
+  if (scheme.code != Code::kUniform || scheme.symmetric ||
+      scheme.granularity == Granularity::kTensor || !options.importance.empty()) {
+    return InvalidArgument(SchemeName(scheme) +
+                           ": half-quadratic optimisation is for integer codes "
+                           "with a zero, by channel or group, without importance");
+  }
+  return OkStatus();
+}
+
 // The least of the places reported by any thread: the same for any order of the work.
 class FirstPlace {
  public:
@@ -63,8 +76,8 @@ class PlanarQuantizer {
         scheme_(out->scheme()),
         indexed_(scheme_.has_group_index),
         // Search wants all the weights under one scale at once.
-        spans_(scheme_, weights.cols,
-               !options.importance.empty() && scheme_.granularity == Granularity::kChannel),
+        searches_(!options.importance.empty() || options.scales != ScaleChoice::kRange),
+        spans_(scheme_, weights.cols, searches_ && scheme_.granularity == Granularity::kChannel),
         book_(MakePlanarCodebook(scheme_, PlaneOf(out, Plane::kTable))),
         row_bytes_(PlanarRowBytes(scheme_.bits, weights.cols)),
         codes_(PlaneOf(out, Plane::kCodes)),
@@ -86,9 +99,8 @@ class PlanarQuantizer {
                               GroupOrder::Make(group_index_, weights_.cols, spans_.groups_per_row));
     }
     // Twice the room: one half for a candidate's decoded weights and ordered importance.
-    scratch_bytes_ =
-        PlanarScratch::Bytes(spans_, indexed_) +
-        (options_.importance.empty() ? 0 : static_cast<size_t>(spans_.length) * 8 + 64);
+    scratch_bytes_ = PlanarScratch::Bytes(spans_, indexed_) +
+                     (searches_ ? static_cast<size_t>(spans_.length) * 8 + 64 : 0);
     const size_t workers = static_cast<size_t>(std::max(1, options_.parallel.workers));
     NIBBLE_ASSIGN_OR_RETURN(scratch_, Buffer::Allocate(scratch_bytes_ * workers));
 
@@ -149,7 +161,10 @@ class PlanarQuantizer {
         bad_scale_.Report(at);
         return false;
       }
-      if (importance != nullptr) {
+      if (options_.scales == ScaleChoice::kHalfQuadratic) {
+        *fit =
+            FitHalfQuadratic(scheme_, book_, x, count, scratch.ordered_codes, SearchRoom(scratch));
+      } else if (importance != nullptr) {
         *fit = SearchScale(scheme_, book_, x, importance, count, *fit, scratch.ordered_codes,
                            SearchRoom(scratch));
       }
@@ -331,6 +346,7 @@ class PlanarQuantizer {
   const QuantizeOptions& options_;
   const Scheme scheme_;
   const bool indexed_;
+  const bool searches_;
   const PlanarSpans spans_;
   const PlanarCodebook book_;
   const int64_t row_bytes_;
@@ -351,6 +367,9 @@ class PlanarQuantizer {
 Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
                                  const QuantizeOptions& options, std::span<const float> table) {
   if (weights.device != Device::kCpu) {
+    if (options.scales != ScaleChoice::kRange) {
+      return Unsupported("half-quadratic optimisation of weights in device memory");
+    }
     NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device));
     return backend->quantize_planar(weights, scheme, options, table);
   }
@@ -359,6 +378,7 @@ Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
   NIBBLE_RETURN_IF_ERROR(CheckTable(scheme, table));
   NIBBLE_RETURN_IF_ERROR(CheckImportance(options.importance, weights.cols));
   NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(scheme, options.group_index, weights.cols));
+  NIBBLE_RETURN_IF_ERROR(CheckScaleChoice(scheme, options));
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor tensor,
                           QuantizedTensor::Allocate(scheme, weights.rows, weights.cols));
   if (!table.empty()) {

@@ -99,7 +99,7 @@ class Search {
     const double offset = (q2 * x1 - q1 * xq) / determinant;
     const double best_zero = -offset / static_cast<double>(scale);
     if (!(std::fabs(best_zero) <= LargestZero(scheme_.zero_dtype))) return {};
-    return {scale, RoundTo(scheme_.zero_dtype, static_cast<float>(best_zero)) + 0.0f};
+    return {scale, RoundZero(scheme_, best_zero)};
   }
 
   const Scheme& scheme_;
