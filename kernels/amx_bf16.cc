@@ -37,10 +37,7 @@ const TileConfig kTileConfig;
 
 void Enter() { _tile_loadconfig(&kTileConfig); }
 
-void Leave() {
-  _tile_release();
-  _mm_sfence();  // orders the streaming stores before whatever tells others that the task is done
-}
+void Leave() { _tile_release(); }
 
 // Transposes a 16 x 16 matrix of 32-bit elements in registers.
 inline void Transpose(__m512i r[16]) {
@@ -116,71 +113,84 @@ void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_
   }
 }
 
-// The four sums stay in tiles 0-3; of each chunk two weight tiles (4, 5) and two activation tiles
-// (6, 7) are loaded. Activations are marked as passing by, so that they do not push the panel out
-// of the first-level cache.
-template <int kNTiles, int kMTiles>
-void MultiplyTiles(const uint16_t* panel, const uint16_t* slab, int64_t chunks, bool first,
-                   float* sums, const Prefetch& prefetch) {
-  constexpr int kSumTile = kTileRows * kTileRows;
-  if (first) {
-    _tile_zero(0);
-    if constexpr (kMTiles > 1) _tile_zero(1);
-    if constexpr (kNTiles > 1) _tile_zero(2);
-    if constexpr (kNTiles > 1 && kMTiles > 1) _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, kTileStride);
-    if constexpr (kMTiles > 1) _tile_loadd(1, sums + kSumTile, kTileStride);
-    if constexpr (kNTiles > 1) _tile_loadd(2, sums + 2 * kSumTile, kTileStride);
-    if constexpr (kNTiles > 1 && kMTiles > 1) _tile_loadd(3, sums + 3 * kSumTile, kTileStride);
+inline void AddLines(const Addition& addition, int64_t first, int64_t last) {
+  for (int64_t i = first * 16; i < last * 16; i += 16) {
+    __m512 sum = _mm512_load_ps(addition.sums + i);
+    if (!addition.first) sum = _mm512_add_ps(sum, _mm512_load_ps(addition.totals + i));
+    _mm512_store_ps(addition.totals + i, sum);
   }
-  const char* next_sums = static_cast<const char*>(prefetch.sums);
-  const char* next_slab = static_cast<const char*>(prefetch.slab);
-  const char* const next_slab_end = next_slab + prefetch.slab_lines * 64;
+}
+
+void Add(const Addition& addition) {
+  if (addition.sums != nullptr) AddLines(addition, 0, kSumElements / 16);
+}
+
+// The four sums stay in tiles 0-3; of each chunk two weight tiles (4, 5) and two activation tiles
+// (6, 7) are loaded. Weights are marked as passing by, so that they do not push the activations out
+// of the first-level cache. Sums begin at zero and are added to their totals by vectors, a few
+// after each chunk: loading totals into tiles would stall the tile unit, and so would asking for
+// cache lines ahead of their use.
+template <int kNTiles, int kMTiles, bool kAdd>
+void MultiplyTiles(const uint16_t* panel, const uint16_t* slab, int64_t chunks, float* sums,
+                   const Addition& before) {
+  constexpr int64_t kPanelTile = kTileRows * kPanelStride;
+  constexpr int64_t kStrideBytes = kPanelStride * 2;
+  constexpr int64_t kLines = kSumElements / 16, kLinesPerChunk = 4;
+  _tile_zero(0);
+  if constexpr (kMTiles > 1) _tile_zero(1);
+  if constexpr (kNTiles > 1) _tile_zero(2);
+  if constexpr (kNTiles > 1 && kMTiles > 1) _tile_zero(3);
+  const Addition addition = before;
+  int64_t line = 0;
   for (int64_t c = 0; c < chunks; ++c) {
-    _tile_loadd(4, panel, kTileStride);
-    _tile_stream_loadd(6, slab, kTileStride);
+    _tile_stream_loadd(4, panel, kStrideBytes);
+    _tile_loadd(6, slab, kTileStride);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kMTiles > 1) {
-      _tile_stream_loadd(7, slab + kTileElements, kTileStride);
+      _tile_loadd(7, slab + kTileElements, kTileStride);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kNTiles > 1) {
-      _tile_loadd(5, panel + kTileElements, kTileStride);
+      _tile_stream_loadd(5, panel + kPanelTile, kStrideBytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kMTiles > 1) _tile_dpbf16ps(3, 5, 7);
     }
-    panel += kChunkElements;
+    panel += kChunkCols;
     slab += kChunkElements;
-    if (next_sums != nullptr) {
-      for (int i = 0; i < 4; ++i) __builtin_prefetch(next_sums + i * 64, 1, 3);
-      next_sums += 4 * 64;
-    }
-    for (int i = 0; i < 4 && next_slab < next_slab_end; ++i, next_slab += 64) {
-      _mm_prefetch(next_slab, _MM_HINT_T1);
+    if (kAdd && line < kLines) {
+      AddLines(addition, line, line + kLinesPerChunk);
+      line += kLinesPerChunk;
     }
   }
+  if (kAdd) AddLines(addition, line, kLines);
   _tile_stored(0, sums, kTileStride);
-  if constexpr (kMTiles > 1) _tile_stored(1, sums + kSumTile, kTileStride);
-  if constexpr (kNTiles > 1) _tile_stored(2, sums + 2 * kSumTile, kTileStride);
-  if constexpr (kNTiles > 1 && kMTiles > 1) _tile_stored(3, sums + 3 * kSumTile, kTileStride);
+  if constexpr (kMTiles > 1) _tile_stored(1, sums + kTileSums, kTileStride);
+  if constexpr (kNTiles > 1) _tile_stored(2, sums + 2 * kTileSums, kTileStride);
+  if constexpr (kNTiles > 1 && kMTiles > 1) _tile_stored(3, sums + 3 * kTileSums, kTileStride);
 }
 
 void Multiply(const uint16_t* panel, const uint16_t* slab, int64_t chunks, int n_tiles, int m_tiles,
-              bool first, float* sums, const Prefetch& prefetch) {
+              float* sums, const Addition& before) {
   if (n_tiles == 2 && m_tiles == 2) {
-    MultiplyTiles<2, 2>(panel, slab, chunks, first, sums, prefetch);
-  } else if (n_tiles == 2) {
-    MultiplyTiles<2, 1>(panel, slab, chunks, first, sums, prefetch);
+    if (before.sums != nullptr) {
+      MultiplyTiles<2, 2, true>(panel, slab, chunks, sums, before);
+    } else {
+      MultiplyTiles<2, 2, false>(panel, slab, chunks, sums, before);
+    }
+    return;
+  }
+  Add(before);
+  if (n_tiles == 2) {
+    MultiplyTiles<2, 1, false>(panel, slab, chunks, sums, before);
   } else if (m_tiles == 2) {
-    MultiplyTiles<1, 2>(panel, slab, chunks, first, sums, prefetch);
+    MultiplyTiles<1, 2, false>(panel, slab, chunks, sums, before);
   } else {
-    MultiplyTiles<1, 1>(panel, slab, chunks, first, sums, prefetch);
+    MultiplyTiles<1, 1, false>(panel, slab, chunks, sums, before);
   }
 }
 
-void Store(const float* sums, const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0,
-           int64_t n_count) {
+void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t m_count,
+           int64_t n0, int64_t n_count) {
   for (int64_t n_tile = 0; n_tile * kTileRows < n_count; ++n_tile) {
     const int64_t n = n_tile * kTileRows;
     const __mmask16 mask =
@@ -188,28 +198,23 @@ void Store(const float* sums, const ProductOutput& output, int64_t m0, int64_t m
     const __m512 bias = output.bias != nullptr ? _mm512_maskz_loadu_ps(mask, output.bias + n0 + n)
                                                : _mm512_setzero_ps();
     for (int64_t m_tile = 0; m_tile * kTileRows < m_count; ++m_tile) {
-      const float* tile = sums + (2 * n_tile + m_tile) * kTileRows * kTileRows;
+      const float* tile = totals + (2 * n_tile + m_tile) * kTileSums;
       __m512i rows[16];
-      for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(tile + 16 * i);
+      for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(tile + 16 * i);
       Transpose(rows);
-      const int64_t count = m_count - m_tile * kTileRows;
-      for (int64_t i = 0; i < 16 && i < count; ++i) {
+      const int64_t count = std::min(kTileRows, m_count - m_tile * kTileRows);
+      for (int64_t i = 0; i < count; ++i) {
         float* out = output.Row(m0 + m_tile * kTileRows + i) + n0 + n;
         __m512 sum = _mm512_castsi512_ps(rows[i]);
         if (output.bias != nullptr) sum = _mm512_add_ps(sum, bias);
         if (output.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
-        if (mask == 0xFFFF && !output.accumulate && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
-          // Past the caches: whole lines that were not read before, of an output larger than them.
-          _mm512_stream_ps(out, sum);
-        } else {
-          _mm512_mask_storeu_ps(out, mask, sum);
-        }
+        _mm512_mask_storeu_ps(out, mask, sum);
       }
     }
   }
 }
 
-constexpr GemmBf16 kAmx = {Enter, Leave, Pack, Multiply, Store};
+constexpr GemmBf16 kAmx = {Enter, Leave, Pack, Multiply, Add, Store};
 
 }  // namespace
 }  // namespace nibble

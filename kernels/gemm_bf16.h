@@ -4,15 +4,15 @@
 // Weights stay the left operand, so that their rows need no transposition: sums are [n, m], and
 // only the activations, packed once for all weights, and the finished sums are transposed.
 //
-//   panel   32 weight rows of a block of columns, a chunk of 32 columns after the other; a chunk is
-//           two tiles, a tile 16 rows of 32 bf16 (64 bytes)
+//   panel   32 weight rows of a block of columns, kPanelStride apart; a tile is 16 rows of 32 bf16
+//           (64 bytes)
 //   slab    activations of the same block of columns, 32 activation rows after another; of those,
-//           chunk after chunk, two tiles; a tile is 16 rows of 16 (k, k + 1) pairs, one pair for
-//           each activation row
+//           chunk after chunk of 32 columns, two tiles; a tile is 16 rows of 16 (k, k + 1) pairs,
+//           one pair for each activation row
 //   sums    four tiles of 16 x 16 floats, (n tile, m tile) = (0, 0), (0, 1), (1, 0), (1, 1)
 //
-// A panel of 512 columns fills two thirds of a first-level cache of 48 KiB and is used for every 32
-// activation rows of the slab, which streams past it from the second level.
+// 32 activation rows of a block of 512 columns fill two thirds of a first-level cache of 48 KiB and
+// are multiplied with panel after panel, which stream past them from the second level.
 #ifndef NIBBLE_KERNELS_GEMM_BF16_H_
 #define NIBBLE_KERNELS_GEMM_BF16_H_
 
@@ -27,13 +27,18 @@ inline constexpr int64_t kPairRows = 2 * kTileRows;
 inline constexpr int64_t kChunkCols = 32;
 inline constexpr int64_t kTileElements = kTileRows * kChunkCols;  // bf16 of an operand
 inline constexpr int64_t kChunkElements = 2 * kTileElements;      // both tiles of a chunk
-inline constexpr int64_t kSumElements = kPairRows * kPairRows;
+// From one row of a panel to the next: a line more than a block of columns, so that rows lie in
+// different sets of the first-level cache.
+inline constexpr int64_t kPanelStride = kBlockCols + 32;
+inline constexpr int64_t kPanelElements = kPairRows * kPanelStride;
+inline constexpr int64_t kTileSums = kTileRows * kTileRows;
+inline constexpr int64_t kSumElements = 4 * kTileSums;
 
-// Lines that a multiplication asks for ahead of their use.
-struct Prefetch {
-  const void* sums = nullptr;  // kSumElements floats, to be written
-  const void* slab = nullptr;  // `slab_lines` lines of 64 bytes, for the second-level cache
-  int64_t slab_lines = 0;
+// totals = (first ? 0 : totals) + sums, of kSumElements each; nothing where sums is null.
+struct Addition {
+  const float* sums = nullptr;
+  float* totals = nullptr;
+  bool first = false;
 };
 
 struct GemmBf16 {
@@ -46,12 +51,14 @@ struct GemmBf16 {
   void (*pack)(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_t col,
                int64_t count, uint16_t* slab);
 
-  // sums = (first ? 0 : sums) + panel x slab^T over `chunks`, for n_tiles x m_tiles of the tiles.
+  // sums = panel x slab^T over `chunks`, for n_tiles x m_tiles of the tiles, and meanwhile the
+  // addition of the product before.
   void (*multiply)(const uint16_t* panel, const uint16_t* slab, int64_t chunks, int n_tiles,
-                   int m_tiles, bool first, float* sums, const Prefetch& prefetch);
+                   int m_tiles, float* sums, const Addition& before);
+  void (*add)(const Addition& addition);
 
-  // Writes sums to out[m0 + m, n0 + n] for m < m_count, n < n_count.
-  void (*store)(const float* sums, const ProductOutput& output, int64_t m0, int64_t m_count,
+  // Writes totals to out[m0 + m, n0 + n] for m < m_count, n < n_count.
+  void (*store)(const float* totals, const ProductOutput& output, int64_t m0, int64_t m_count,
                 int64_t n0, int64_t n_count);
 };
 

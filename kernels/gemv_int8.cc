@@ -7,7 +7,6 @@
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
 #include "kernels/pack.h"
-#include "kernels/pack_layout.h"
 #include "kernels/round_rows.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -16,6 +15,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
+#include "kernels/packed-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -35,118 +35,11 @@ struct BlockOrder {
 // How far ahead, in its stream, weights are asked for.
 constexpr int kPrefetchBytes = 1024;
 
-// Sixteen rows in one vector, or in several passes of fewer lanes.
-using DF = hn::CappedTag<float, kPackRows>;
-using DI = hn::RebindToSigned<DF>;
-using D8 = hn::Repartition<uint8_t, DF>;
-using DS8 = hn::Repartition<int8_t, DF>;
-using VF = hn::Vec<DF>;
-using VI = hn::Vec<DI>;
-using V8 = hn::Vec<D8>;
-
-template <int kShift>
-HWY_INLINE V8 ShiftBytesRight(V8 bytes) {
-  // A shift of wider lanes: the caller masks what comes over from the neighbour.
-  const hn::Repartition<uint32_t, D8> d32;
-  return hn::BitCast(D8(), hn::ShiftRight<kShift>(hn::BitCast(d32, bytes)));
-}
-
-template <int kShift>
-HWY_INLINE V8 ShiftBytesLeft(V8 bytes) {
-  const hn::Repartition<uint32_t, D8> d32;
-  return hn::BitCast(D8(), hn::ShiftLeft<kShift>(hn::BitCast(d32, bytes)));
-}
-
-// The bits of quad kQuad in a plane of kBits, at bit kTo of each byte.
-template <int kBits, int kQuad, int kTo>
-HWY_INLINE V8 LoadPlane(const uint8_t* plane) {
-  constexpr QuadPlace place = PlaceOf(kBits, kQuad);
-  V8 bytes = hn::LoadU(D8(), plane + 64 * place.vector);
-  if constexpr (kBits == 8) return bytes;
-  constexpr int kShift = place.shift - kTo;
-  if constexpr (kShift > 0) bytes = ShiftBytesRight<kShift>(bytes);
-  if constexpr (kShift < 0) bytes = ShiftBytesLeft<-kShift>(bytes);
-  return hn::And(bytes, hn::Set(D8(), static_cast<uint8_t>(((1u << kBits) - 1) << kTo)));
-}
-
-// The stored codes of quad kQuad: four columns of every row, without a sign.
-template <class Packed, int kQuad>
-HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
-  V8 codes = LoadPlane<Packed::kLowBits, kQuad, 0>(chunk);
-  if constexpr (Packed::kHighBits > 0) {
-    codes = hn::Or(
-        codes, LoadPlane<Packed::kHighBits, kQuad, Packed::kLowBits>(chunk + Packed::kLowBytes));
-  }
-  if constexpr (Packed::kHasTable) {
-    const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable));
-    codes = hn::Xor(hn::TableLookupBytes(table, codes), hn::Set(D8(), uint8_t{0x80}));
-  }
-  return codes;
-}
-
 // Four consecutive activation codes in every lane.
 HWY_INLINE hn::Vec<DS8> BroadcastQuad(const int8_t* codes) {
   int32_t quad;
   std::memcpy(&quad, codes, sizeof(quad));
   return hn::BitCast(DS8(), hn::Set(DI(), quad));
-}
-
-// A half for each row of the pass.
-HWY_INLINE VF LoadHalves(const uint8_t* from) {
-  const hn::Rebind<hwy::float16_t, DF> dh;
-  const hn::Rebind<uint16_t, DF> du;
-  return hn::PromoteTo(DF(),
-                       hn::BitCast(dh, hn::LoadU(du, reinterpret_cast<const uint16_t*>(from))));
-}
-
-HWY_INLINE VI LoadUnsigned(const uint8_t* from) {
-  return hn::PromoteTo(DI(), hn::LoadU(hn::Rebind<uint8_t, DF>(), from));
-}
-
-// Scales of group g and, where the format has them, minima (of the rows of a pass that begins at
-// `row`).
-struct Scale {
-  VF scale, min;
-};
-template <class Packed>
-HWY_INLINE Scale LoadScale(const uint8_t* block, size_t row, int g) {
-  constexpr PackedScale kScale = Packed::kScale;
-  const DF df;
-  constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;
-  const uint8_t* bytes = block + kBytes + g * kPackRows + row;
-  if constexpr (kScale == PackedScale::kExponent) {
-    // 2^(e - 128): below e = 2 a subnormal number, whose bits the shift does not make.
-    const VI e = LoadUnsigned(block + row);
-    const DI di;
-    const VI normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(di, 1)));
-    const VI small =
-        hn::IfThenElse(hn::Eq(e, hn::Zero(di)), hn::Set(di, 0x00200000), hn::Set(di, 0x00400000));
-    const VF scale = hn::BitCast(df, hn::IfThenElse(hn::Lt(e, hn::Set(di, 2)), small, normal));
-    return {scale, scale};
-  } else if constexpr (kScale == PackedScale::kHalf) {
-    const VF d = LoadHalves(block + 2 * row);
-    return {d, d};
-  } else if constexpr (kScale == PackedScale::kHalfMin) {
-    return {LoadHalves(block + 2 * row), hn::Neg(LoadHalves(block + 2 * kPackRows + 2 * row))};
-  } else if constexpr (kScale == PackedScale::kSuper) {
-    const VF d = LoadHalves(block + 2 * row);
-    const hn::Rebind<int8_t, DF> d8;
-    const VI raw = hn::PromoteTo(DI(), hn::LoadU(d8, reinterpret_cast<const int8_t*>(bytes)));
-    const VF scale = hn::Mul(d, hn::ConvertTo(df, raw));
-    return {scale, scale};
-  } else {
-    const VF d = LoadHalves(block + 2 * row);
-    const VF dmin = LoadHalves(block + 2 * kPackRows + 2 * row);
-    VI raw = LoadUnsigned(bytes);
-    VI raw_min = raw;
-    if constexpr (kScale == PackedScale::kSuperMin) {
-      raw_min = LoadUnsigned(bytes + Packed::kGroups * kPackRows);
-    } else {
-      raw = hn::And(raw, hn::Set(DI(), 15));
-      raw_min = hn::ShiftRight<4>(raw_min);
-    }
-    return {hn::Mul(d, hn::ConvertTo(df, raw)), hn::Mul(dmin, hn::ConvertTo(df, raw_min))};
-  }
 }
 
 // sums[m * 16 + r] = activation row m0 + m times row r of the tile, for m < kM.

@@ -21,10 +21,12 @@ struct WeightRows {
   // Decodes weights [col, col + count) of `row` exactly, to f32.
   using Decode = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                           float* out);
-  // The same rounded to bf16, in chunks of 32 weights (the last filled up with zeros), chunk i at
-  // out + i * chunk_stride.
+  // The same rounded to bf16, for `tile_rows` rows from a multiple of it on, row r at
+  // out + r * stride, filled up with zeros to a multiple of 32 columns. `count` is
+  // at most kBlockCols. Rows beyond the last are
+  // zeros.
   using DecodeBf16 = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                              uint16_t* out, int64_t chunk_stride);
+                              uint16_t* out, int64_t stride);
 
   int64_t rows = 0;
   int64_t cols = 0;
@@ -38,7 +40,7 @@ struct WeightRows {
   // each row.
   const std::byte* codes = nullptr;
   int64_t row_bytes = 0;
-  int64_t tile_rows = 1;
+  int64_t tile_rows = 1;  // divides 16
 };
 
 // The activation rows (f32, f16 or bf16) of a product: those of a matrix, or some of them.

@@ -1,8 +1,7 @@
 #include "kernels/pack_bf16.h"
 
 #include <cstring>
-
-#include "kernels/pack_layout.h"
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/pack_bf16.cc"
@@ -10,6 +9,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
+#include "kernels/packed-inl.h"
 #include "kernels/unpack-inl.h"
 #include "kernels/visit_codec.h"
 
@@ -28,7 +28,8 @@ HWY_INLINE void StorePair(hn::Vec<DF> low, hn::Vec<DF> high, uint16_t* out) {
 }
 
 // 32 codes in groups of kGroup (16, or 32 and more) to bf16, rounded as the exact weight rounds.
-template <int kGroup, bool kHasMin>
+// The scales of two groups lie kStride apart.
+template <int kGroup, bool kHasMin, size_t kStride = 1>
 HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float* mins,
                            uint16_t* out) {
   const DF df;
@@ -36,7 +37,7 @@ HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float
   const hn::Rebind<int8_t, DF> d8;
   const size_t lanes = hn::Lanes(df);
   const auto weight = [&](size_t i) HWY_ATTR {
-    const size_t group = i / static_cast<size_t>(kGroup);
+    const size_t group = i / static_cast<size_t>(kGroup) * kStride;
     const auto code = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, codes + i)));
     auto w = hn::Mul(code, hn::Set(df, scales[group]));
     if constexpr (kHasMin) w = hn::Sub(w, hn::Set(df, mins[group]));
@@ -47,7 +48,7 @@ HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float
 
 template <class Codec>
 void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                      uint16_t* out, int64_t chunk_stride) {
+                      uint16_t* out, int64_t /*stride*/) {
   using Block = typename Codec::Block;
   constexpr int kGroup = Codec::kGroup;
   const Block* block =
@@ -62,40 +63,68 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
     UnpackScales(*block, scales, mins);
     for (int c = 0; c < Codec::kWeights; c += kChunk) {
       ScaleChunk<kGroup, Codec::kHasMin>(codes + c, scales + c / kGroup, mins + c / kGroup, out);
-      out += chunk_stride;
+      out += kChunk;
     }
+  }
+}
+
+// The codes of a chunk of a tile, row after row.
+template <class Packed>
+HWY_INLINE void UnpackChunk(const uint8_t* chunk, int8_t* HWY_RESTRICT codes) {
+  const hn::Repartition<uint32_t, D8> d32;
+  alignas(64) uint32_t halves[2][kPackRows * 4];  // 16 columns of a row after another
+  for (size_t row = 0; row < kPackRows; row += hn::Lanes(d32)) {
+    const auto half = [&](auto first, uint32_t* to) HWY_ATTR {
+      const auto quad = [&](auto number) HWY_ATTR {
+        V8 v = LoadQuad<Packed, decltype(first)::value + decltype(number)::value>(chunk + 4 * row);
+        v = hn::Sub(v, hn::Set(D8(), static_cast<uint8_t>(Packed::kOffset)));
+        return hn::BitCast(d32, v);
+      };
+      hn::StoreInterleaved4(quad(std::integral_constant<int, 0>()),
+                            quad(std::integral_constant<int, 1>()),
+                            quad(std::integral_constant<int, 2>()),
+                            quad(std::integral_constant<int, 3>()), d32, to + 4 * row);
+    };
+    half(std::integral_constant<int, 0>(), halves[0]);
+    half(std::integral_constant<int, 4>(), halves[1]);
+  }
+  for (size_t row = 0; row < kPackRows; ++row) {
+    std::memcpy(codes + row * kPackCols, halves[0] + 4 * row, 16);
+    std::memcpy(codes + row * kPackCols + 16, halves[1] + 4 * row, 16);
   }
 }
 
 template <class Packed>
-void DecodeTileRowBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                       uint16_t* out, int64_t chunk_stride) {
+void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                    uint16_t* out, int64_t stride) {
   constexpr int kGroup = Packed::kGroup;
-  const int r = static_cast<int>(row % kPackRows);
-  const std::byte* block =
-      weights.codes + (row - r) * weights.row_bytes + col / Packed::kWeights * Packed::kBlockBytes;
-  int8_t codes[kPackCols];
-  float scales[Packed::kGroups], mins[Packed::kGroups];
-  for (int64_t i = 0; i < count; i += Packed::kWeights, block += Packed::kBlockBytes) {
-    for (int g = 0; g < Packed::kGroups; ++g) {
-      UnpackScale<Packed>(block, r, g, &scales[g], &mins[g]);
+  constexpr int kChunkGroups = kGroup < kChunk ? kChunk / kGroup : 1;
+  const uint8_t* tile = reinterpret_cast<const uint8_t*>(weights.codes) + row * weights.row_bytes;
+  alignas(64) int8_t codes[kPackRows * kPackCols];
+  alignas(64) float scales[kChunkGroups * kPackRows], mins[kChunkGroups * kPackRows];
+  for (int64_t k = col; k < col + count; k += kChunk, out += kChunk) {
+    const uint8_t* block = tile + k / Packed::kWeights * Packed::kBlockBytes;
+    const int c = static_cast<int>(k % Packed::kWeights);
+    UnpackChunk<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, codes);
+    for (size_t g = 0; g < kChunkGroups; ++g) {
+      for (size_t r = 0; r < kPackRows; r += hn::Lanes(DF())) {
+        const Scale s = LoadScale<Packed>(block, r, c / kGroup + static_cast<int>(g));
+        hn::StoreU(s.scale, DF(), scales + g * kPackRows + r);
+        if constexpr (Packed::kHasMin) hn::StoreU(s.min, DF(), mins + g * kPackRows + r);
+      }
     }
-    for (int c = 0; c < Packed::kWeights; c += kPackCols) {
-      UnpackRow<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, r,
-                        codes);
-      ScaleChunk<kGroup, Packed::kHasMin>(codes, scales + c / kGroup, mins + c / kGroup, out);
-      out += chunk_stride;
+    for (size_t r = 0; r < kPackRows; ++r) {
+      ScaleChunk<kGroup, Packed::kHasMin, kPackRows>(codes + r * kPackCols, scales + r, mins + r,
+                                                     out + static_cast<int64_t>(r) * stride);
     }
   }
 }
 
-void RoundChunks(const float* values, int64_t count, uint16_t* out, int64_t chunk_stride) {
+void RoundToBf16(const float* values, int64_t count, uint16_t* out) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
-  for (int64_t i = 0; i < count; i += kChunk, out += chunk_stride) {
-    for (size_t j = 0; j < kChunk; j += 2 * lanes) {
-      StorePair(hn::LoadU(df, values + i + j), hn::LoadU(df, values + i + j + lanes), out + j);
-    }
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(2 * lanes)) {
+    StorePair(hn::LoadU(df, values + i), hn::LoadU(df, values + i + lanes), out + i);
   }
 }
 
@@ -107,7 +136,7 @@ WeightRows::DecodeBf16 FindDecodeBf16(Format format) {
 
 WeightRows::DecodeBf16 FindDecodePackedBf16(Format format) {
   WeightRows::DecodeBf16 found = nullptr;
-  VisitPacked(format, [&](auto packed) { found = DecodeTileRowBf16<decltype(packed)>; });
+  VisitPacked(format, [&](auto packed) { found = DecodeTileBf16<decltype(packed)>; });
   return found;
 }
 
@@ -120,7 +149,7 @@ namespace nibble {
 
 HWY_EXPORT(FindDecodeBf16);
 HWY_EXPORT(FindDecodePackedBf16);
-HWY_EXPORT(RoundChunks);
+HWY_EXPORT(RoundToBf16);
 
 WeightRows::DecodeBf16 FindDecodeBf16(Format format) {
   return NIBBLE_DISPATCH(FindDecodeBf16)(format);
@@ -131,12 +160,12 @@ WeightRows::DecodeBf16 FindDecodePackedBf16(Format format) {
 }
 
 void DecodeBf16ByFloat(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                       uint16_t* out, int64_t chunk_stride) {
+                       uint16_t* out, int64_t /*stride*/) {
   float values[kBlockCols];
   weights.decode(weights, row, col, count, values);
   const int64_t padded = RoundUp(count, 32);
   std::memset(values + count, 0, static_cast<size_t>(padded - count) * sizeof(float));
-  NIBBLE_DISPATCH(RoundChunks)(values, padded, out, chunk_stride);
+  NIBBLE_DISPATCH(RoundToBf16)(values, padded, out);
 }
 
 }  // namespace nibble

@@ -16,7 +16,7 @@ WeightRows::DecodeBf16 FindDecodePackedBf16(Format format);
 
 // For any weights: through weights.decode.
 void DecodeBf16ByFloat(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                       uint16_t* out, int64_t chunk_stride);
+                       uint16_t* out, int64_t stride);
 
 }  // namespace nibble
 
