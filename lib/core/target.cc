@@ -5,6 +5,9 @@
 #include <cstdlib>
 #include <mutex>
 
+#ifndef HWY_WANT_AVX3_DL
+#define HWY_WANT_AVX3_DL  // kernels/int8_targets.h
+#endif
 #include "hwy/highway.h"
 
 namespace nibble {
