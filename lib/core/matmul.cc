@@ -10,6 +10,7 @@
 #include "kernels/gemm_bf16.h"
 #include "kernels/gemv_blocks.h"
 #include "kernels/gemv_int8.h"
+#include "kernels/gemv_planar.h"
 #include "kernels/matmul.h"
 #include "kernels/pack.h"
 #include "kernels/pack_bf16.h"
@@ -132,7 +133,8 @@ Status CheckWeights(const QuantizedTensor& tensor) {
 class Group {
  public:
   Group(const MatmulOptions& options, size_t members) : options_(options) {
-    planar_.reserve(members);  // products point into it
+    planar_.reserve(members);  // products point into these
+    planar_int8_.reserve(members);
   }
 
   Status Add(const Operands& operands, const QuantizedTensor& weights) {
@@ -141,8 +143,7 @@ class Group {
     if (weights.is_block_format()) {
       AddBlocks(operands, weights.format(), weights.plane(Plane::kCodes).data());
     } else {
-      planar_.emplace_back(PlanesOf(weights));
-      AddDecoded(operands, planar_.back().rows());
+      AddPlanes(operands, PlanesOf(weights));
     }
     return OkStatus();
   }
@@ -167,6 +168,7 @@ class Group {
   Status Run() const {
     if (!int8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(int8_, options_.parallel));
     if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, options_.parallel));
+    if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, options_.parallel));
     if (!bf16_.empty()) {
       NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, options_.parallel));
     }
@@ -184,6 +186,17 @@ class Group {
           {RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)});
     } else {
       AddDecoded(operands, BlockRows(format, blocks, operands.rows, operands.cols));
+    }
+  }
+
+  void AddPlanes(const Operands& operands, const PlanarPlanes& planes) {
+    const bool few = operands.out.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
+    if (options_.precision == Precision::kInt8 && few && PlanarInt8::Takes(planes)) {
+      planar_int8_.emplace_back(planes);
+      planes_.push_back({RowsOf(operands), &planar_int8_.back(), OutputOf(operands)});
+    } else {
+      planar_.emplace_back(planes);
+      AddDecoded(operands, planar_.back().rows());
     }
   }
 
@@ -211,8 +224,10 @@ class Group {
 
   const MatmulOptions& options_;
   std::vector<PlanarRows> planar_;
+  std::vector<PlanarInt8> planar_int8_;
   std::vector<Product<PackedTiles>> int8_;
   std::vector<Product<BlockWeights>> blocks_;
+  std::vector<Product<const PlanarInt8*>> planes_;
   std::vector<Product<WeightRows>> bf16_, f32_;
 };
 
