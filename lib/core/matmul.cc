@@ -8,6 +8,7 @@
 
 #include "kernels/dequantize.h"
 #include "kernels/gemm_bf16.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/gemv_blocks.h"
 #include "kernels/gemv_int8.h"
 #include "kernels/gemv_planar.h"
@@ -24,8 +25,12 @@ namespace {
 
 // Tiles hold 16 activation rows; with fewer than half of them, decoding for vectors is faster.
 constexpr int64_t kFewestTileRows = 8;
+// From here on it pays to unpack weights once and to keep them in registers while activation rows
+// pass by: packed weights, and canonical ones, which take longer to unpack.
+constexpr int64_t kFewestGemmRows = 8;
+constexpr int64_t kFewestGemmRowsOfBlocks = 24;
 // With packed weights, int8 dot products beat decoding for tiles while activations are few.
-constexpr int64_t kMostInt8Rows = 32;
+constexpr int64_t kMostInt8Rows = 24;
 
 bool IsActivationType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
@@ -156,9 +161,10 @@ class Group {
     }
     const bool tiles = operands.out.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
     if (options_.precision == Precision::kInt8 && !tiles) {
-      int8_.push_back({RowsOf(operands),
-                       {weights.format, weights.payload, weights.rows, weights.cols},
-                       OutputOf(operands)});
+      auto& products = operands.out.rows < kFewestGemmRows ? int8_ : packed_;
+      products.push_back({RowsOf(operands),
+                          {weights.format, weights.payload, weights.rows, weights.cols},
+                          OutputOf(operands)});
     } else {
       AddDecoded(operands, PackedRows(weights.format, weights.payload, weights.rows, weights.cols));
     }
@@ -169,6 +175,8 @@ class Group {
     if (!int8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(int8_, options_.parallel));
     if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, options_.parallel));
     if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, options_.parallel));
+    if (!packed_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(packed_, options_.parallel));
+    if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, options_.parallel));
     if (!bf16_.empty()) {
       NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, options_.parallel));
     }
@@ -180,9 +188,12 @@ class Group {
   // Products with canonical blocks.
   void AddBlocks(const Operands& operands, Format format, const std::byte* blocks) {
     const bool is_block = GetFormatInfo(format).block_weights > 1;
-    const bool few = operands.out.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
-    if (is_block && few && options_.precision == Precision::kInt8) {
-      blocks_.push_back(
+    const int64_t m_rows = operands.out.rows;
+    const bool tiles = m_rows >= kFewestTileRows && AmxGemmBf16() != nullptr;
+    if (is_block && !tiles && options_.precision == Precision::kInt8) {
+      const bool many = m_rows >= kFewestGemmRowsOfBlocks && HasGemmInt8(format);
+      auto& products = many ? many_blocks_ : blocks_;
+      products.push_back(
           {RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)});
     } else {
       AddDecoded(operands, BlockRows(format, blocks, operands.rows, operands.cols));
@@ -226,8 +237,10 @@ class Group {
   std::vector<PlanarRows> planar_;
   std::vector<PlanarInt8> planar_int8_;
   std::vector<Product<PackedTiles>> int8_;
+  std::vector<Product<PackedTiles>> packed_;  // of many activation rows
   std::vector<Product<BlockWeights>> blocks_;
   std::vector<Product<const PlanarInt8*>> planes_;
+  std::vector<Product<BlockWeights>> many_blocks_;
   std::vector<Product<WeightRows>> bf16_, f32_;
 };
 

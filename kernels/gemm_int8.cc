@@ -1,0 +1,461 @@
+#include "kernels/gemm_int8.h"
+
+#include <cstring>
+#include <vector>
+
+#include "hwy/aligned_allocator.h"
+#include "kernels/int8_targets.h"
+#include "kernels/pack.h"
+#include "kernels/round_rows.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/gemm_int8.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+// After the above: what follows is compiled once per target.
+#include "kernels/dispatch.h"
+#include "kernels/packed-inl.h"
+#include "kernels/unpack-inl.h"
+
+#ifndef NIBBLE_KERNELS_GEMM_INT8_ONCE_
+#define NIBBLE_KERNELS_GEMM_INT8_ONCE_
+namespace nibble {
+
+// Columns that are unpacked at once: a super-block, or eight blocks of 32.
+constexpr int kUnpackCols = 256;
+// Activation rows whose codes, scales and sums should stay in the second-level cache.
+constexpr int64_t kMostBlockRows = 128;
+
+// Sixteen weight rows of 32 columns.
+struct ByteChunk {
+  alignas(64) uint8_t quads[kQuads * 4 * kPackRows];  // as a plane of 8 bits in pack_layout.h
+  alignas(64) float scales[2 * kPackRows];            // of the chunk, or of its two groups of 16
+  alignas(64) float mins[2 * kPackRows];
+};
+
+// Activation rows of a chunk of columns, one after another.
+struct ActivationChunk {
+  const int8_t* codes = nullptr;  // [rows, 32]
+  const float* scales = nullptr;  // [rows]
+  // Of both halves; where groups are larger than 16, the first stands for the whole chunk.
+  const int32_t* starts[2] = {};  // -offset * sum(codes)
+  const float* sums[2] = {};      // scale * sum(codes)
+};
+
+// Unpacks columns [col, col + count) of sixteen rows, of which `rows` exist.
+using UnpackTile = void (*)(const std::byte* from, int64_t row_bytes, int64_t rows, int64_t col,
+                            int64_t count, ByteChunk* chunks);
+// sums[m * 16 + r] += products of a chunk, for m < m_count.
+using MultiplyChunk = void (*)(const ByteChunk& weights, const ActivationChunk& a, int64_t m_count,
+                               float* sums);
+
+// How weights of a format are multiplied.
+struct Int8Kernel {
+  UnpackTile unpack_packed = nullptr;
+  UnpackTile unpack_blocks = nullptr;
+  MultiplyChunk multiply = nullptr;
+  int group = 0;   // columns of a weight scale
+  int offset = 0;  // what the bytes of a ByteChunk stand above the codes
+};
+
+}  // namespace nibble
+#endif  // NIBBLE_KERNELS_GEMM_INT8_ONCE_
+
+HWY_BEFORE_NAMESPACE();
+namespace nibble {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Without an instruction for dot products of four bytes, two are multiplied and added in 16 bits.
+#undef NIBBLE_PAIR_DOTS
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
+#define NIBBLE_PAIR_DOTS 1
+#else
+#define NIBBLE_PAIR_DOTS 0
+#endif
+
+// How many dot products of pairs can be added in 16 bits: unsigned weights below 2^bits and
+// activations up to 127. Bytes of eight bits are signed instead.
+constexpr int PairDepth(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
+
+template <class Packed>
+constexpr int kCodeBits = Packed::kHasTable ? 8 : Packed::kLowBits + Packed::kHighBits;
+
+template <class Packed>
+constexpr int StoredOffset() {
+  return NIBBLE_PAIR_DOTS && kCodeBits<Packed> == 8 ? 0 : Packed::kOffset;
+}
+
+// The stored form of a code in a ByteChunk.
+template <class Packed>
+HWY_INLINE V8 StoredBytes(V8 unsigned_codes) {
+  if constexpr (StoredOffset<Packed>() == Packed::kOffset) return unsigned_codes;
+  return hn::Xor(unsigned_codes, hn::Set(D8(), uint8_t{0x80}));
+}
+
+template <class Packed>
+void UnpackPackedTile(const std::byte* tile, int64_t, int64_t, int64_t col, int64_t count,
+                      ByteChunk* chunks) {
+  constexpr int kChunkGroups = Packed::kGroup < kPackCols ? kPackCols / Packed::kGroup : 1;
+  for (int64_t k = col; k < col + count; k += kPackCols, ++chunks) {
+    const uint8_t* block =
+        reinterpret_cast<const uint8_t*>(tile) + k / Packed::kWeights * Packed::kBlockBytes;
+    const int c = static_cast<int>(k % Packed::kWeights);
+    const uint8_t* chunk = block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes;
+    for (size_t row = 0; row < kPackRows; row += hn::Lanes(DF())) {
+      const auto quad = [&](auto number) HWY_ATTR {
+        constexpr int kQuad = decltype(number)::value;
+        hn::StoreU(StoredBytes<Packed>(LoadQuad<Packed, kQuad>(chunk + 4 * row)), D8(),
+                   chunks->quads + kQuad * 4 * kPackRows + 4 * row);
+      };
+      quad(std::integral_constant<int, 0>());
+      quad(std::integral_constant<int, 1>());
+      quad(std::integral_constant<int, 2>());
+      quad(std::integral_constant<int, 3>());
+      quad(std::integral_constant<int, 4>());
+      quad(std::integral_constant<int, 5>());
+      quad(std::integral_constant<int, 6>());
+      quad(std::integral_constant<int, 7>());
+      for (int g = 0; g < kChunkGroups; ++g) {
+        const Scale s = LoadScale<Packed>(block, row, c / Packed::kGroup + g);
+        hn::StoreU(s.scale, DF(), chunks->scales + g * kPackRows + row);
+        if constexpr (Packed::kHasMin) hn::StoreU(s.min, DF(), chunks->mins + g * kPackRows + row);
+      }
+    }
+  }
+}
+
+template <class Packed>
+void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, int64_t col,
+                     int64_t count, ByteChunk* chunks) {
+  using Codec = typename Packed::Codec;
+  using Block = typename Codec::Block;
+  constexpr int kGroups = Codec::kWeights / Codec::kGroup;
+  constexpr int kChunkGroups = Codec::kGroup < kPackCols ? kPackCols / Codec::kGroup : 1;
+  if (rows < kPackRows) {
+    std::memset(static_cast<void*>(chunks), 0,
+                static_cast<size_t>(count / kPackCols) * sizeof(ByteChunk));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::byte* from =
+        blocks + r * row_bytes + col / Codec::kWeights * static_cast<int64_t>(sizeof(Block));
+    ByteChunk* to = chunks;
+    for (int64_t k = 0; k < count; k += Codec::kWeights, from += sizeof(Block)) {
+      Block block;
+      std::memcpy(&block, from, sizeof(Block));
+      alignas(64) int8_t codes[Codec::kWeights];
+      float scales[kGroups], mins[kGroups];
+      UnpackCodes(block, codes);
+      UnpackScales(block, scales, mins);
+      for (int c = 0; c < Codec::kWeights; ++c) {
+        codes[c] = static_cast<int8_t>(codes[c] + StoredOffset<Packed>());
+      }
+      for (int c = 0; c < Codec::kWeights; c += kPackCols, ++to) {
+        for (int q = 0; q < kQuads; ++q) {
+          std::memcpy(to->quads + q * 4 * kPackRows + 4 * r, codes + c + 4 * q, 4);
+        }
+        for (int g = 0; g < kChunkGroups; ++g) {
+          to->scales[g * kPackRows + r] = scales[c / Codec::kGroup + g];
+          if constexpr (Codec::kHasMin) to->mins[g * kPackRows + r] = mins[c / Codec::kGroup + g];
+        }
+      }
+    }
+  }
+}
+
+HWY_INLINE hn::Vec<DS8> FourColumns(const int8_t* codes) {
+  int32_t quad;
+  std::memcpy(&quad, codes, sizeof(quad));
+  return hn::BitCast(DS8(), hn::Set(DI(), quad));
+}
+
+// Four quads' dot products, added to `sum`; w are the bytes of consecutive quads.
+#if NIBBLE_PAIR_DOTS
+using D16 = hn::Repartition<int16_t, D8>;
+
+template <int kDepth>
+HWY_INLINE hn::Vec<D16> DotPairs(V8 w, const int8_t* codes) {
+  auto a = FourColumns(codes);
+  if constexpr (kDepth == 1) {  // signed: the sign moves to the activations
+    const auto w_signed = hn::BitCast(DS8(), w);
+    a = hn::IfNegativeThenNegOrUndefIfZero(w_signed, a);
+    w = hn::BitCast(D8(), hn::Abs(w_signed));
+  }
+  return hn::SatWidenMulPairwiseAdd(D16(), w, a);
+}
+
+HWY_INLINE VI AddPairs(hn::Vec<D16> pairs, VI sum) {
+  return hn::Add(sum, hn::WidenMulPairwiseAdd(DI(), pairs, hn::Set(D16(), int16_t{1})));
+}
+
+template <int kDepth>
+HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
+  const auto p0 = DotPairs<kDepth>(w0, codes), p1 = DotPairs<kDepth>(w1, codes + 4);
+  const auto p2 = DotPairs<kDepth>(w2, codes + 8), p3 = DotPairs<kDepth>(w3, codes + 12);
+  if constexpr (kDepth >= 4) return AddPairs(hn::Add(hn::Add(p0, p1), hn::Add(p2, p3)), sum);
+  if constexpr (kDepth == 2) {
+    return AddPairs(hn::Add(p2, p3), AddPairs(hn::Add(p0, p1), sum));
+  }
+  return AddPairs(p3, AddPairs(p2, AddPairs(p1, AddPairs(p0, sum))));
+}
+#else
+template <int kDepth>
+HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
+  const DI di;
+  sum = hn::SumOfMulQuadAccumulate(di, w0, FourColumns(codes), sum);
+  sum = hn::SumOfMulQuadAccumulate(di, w1, FourColumns(codes + 4), sum);
+  sum = hn::SumOfMulQuadAccumulate(di, w2, FourColumns(codes + 8), sum);
+  return hn::SumOfMulQuadAccumulate(di, w3, FourColumns(codes + 12), sum);
+}
+#endif
+
+template <bool kHasMin, bool kHalves, int kDepth>
+void MultiplyByteChunk(const ByteChunk& weights, const ActivationChunk& a, int64_t m_count,
+                       float* HWY_RESTRICT sums) {
+  const DF df;
+  const DI di;
+  const int8_t* const a_codes = a.codes;
+  const float* const a_scales = a.scales;
+  const int32_t *const starts0 = a.starts[0], *const starts1 = a.starts[1];
+  const float *const sums0 = a.sums[0], *const sums1 = a.sums[1];
+  for (size_t row = 0; row < kPackRows; row += hn::Lanes(df)) {
+    const auto load = [&](int q) HWY_ATTR {
+      return hn::LoadU(D8(), weights.quads + q * 4 * kPackRows + 4 * static_cast<int>(row));
+    };
+    const V8 w0 = load(0), w1 = load(1), w2 = load(2), w3 = load(3);
+    const V8 w4 = load(4), w5 = load(5), w6 = load(6), w7 = load(7);
+    const VF scale = hn::LoadU(df, weights.scales + row);
+    const VF scale1 = kHalves ? hn::LoadU(df, weights.scales + kPackRows + row) : scale;
+    VF min = scale, min1 = scale;
+    if constexpr (kHasMin) {
+      min = hn::LoadU(df, weights.mins + row);
+      if constexpr (kHalves) min1 = hn::LoadU(df, weights.mins + kPackRows + row);
+    }
+    const int8_t* codes = a_codes;
+    float* at = sums + row;
+    for (int64_t m = 0; m < m_count; ++m, codes += kPackCols, at += kPackRows) {
+      const VF a_scale = hn::Set(df, a_scales[m]);
+      VF sum = hn::LoadU(df, at);
+      VI i0 = hn::Set(di, starts0[m]);
+      if constexpr (kHalves) {
+        i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
+        const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Set(di, starts1[m]));
+        VF both = hn::Mul(hn::ConvertTo(df, i0), scale);
+        both = hn::MulAdd(hn::ConvertTo(df, i1), scale1, both);
+        sum = hn::MulAdd(both, a_scale, sum);
+      } else {
+#if NIBBLE_PAIR_DOTS
+        if constexpr (kDepth == 8) {
+          const auto low =
+              hn::Add(hn::Add(DotPairs<8>(w0, codes), DotPairs<8>(w1, codes + 4)),
+                      hn::Add(DotPairs<8>(w2, codes + 8), DotPairs<8>(w3, codes + 12)));
+          const auto high =
+              hn::Add(hn::Add(DotPairs<8>(w4, codes + 16), DotPairs<8>(w5, codes + 20)),
+                      hn::Add(DotPairs<8>(w6, codes + 24), DotPairs<8>(w7, codes + 28)));
+          i0 = AddPairs(hn::Add(low, high), i0);
+        } else {
+          i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
+          i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
+        }
+#else
+        // Two chains, which take turns.
+        const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Zero(di));
+        i0 = hn::Add(DotFour<kDepth>(w0, w1, w2, w3, codes, i0), i1);
+#endif
+        sum = hn::MulAdd(hn::ConvertTo(df, i0), hn::Mul(scale, a_scale), sum);
+      }
+      if constexpr (kHasMin) {
+        sum = hn::NegMulAdd(min, hn::Set(df, sums0[m]), sum);
+        if constexpr (kHalves) sum = hn::NegMulAdd(min1, hn::Set(df, sums1[m]), sum);
+      }
+      hn::StoreU(sum, df, at);
+    }
+  }
+}
+
+Int8Kernel FindInt8Kernel(Format format) {
+  Int8Kernel kernel;
+  VisitPacked(format, [&](auto packed) {
+    using Packed = decltype(packed);
+    constexpr int kDepth = NIBBLE_PAIR_DOTS ? PairDepth(kCodeBits<Packed>) : 1;
+    kernel = {UnpackPackedTile<Packed>, UnpackBlockTile<Packed>,
+              MultiplyByteChunk<Packed::kHasMin, Packed::kGroup == 16, kDepth>, Packed::kGroup,
+              StoredOffset<Packed>()};
+  });
+  return kernel;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace nibble
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nibble {
+
+HWY_EXPORT(FindInt8Kernel);
+
+namespace {
+
+// The weights of a product, packed or canonical.
+struct TileRows {
+  Int8Kernel kernel;
+  UnpackTile unpack;
+  const std::byte* data;
+  int64_t rows, cols;
+  int64_t row_bytes;
+  int64_t tile_bytes;  // from sixteen rows to the next
+};
+
+TileRows RowsOf(const PackedTiles& w) {
+  const Int8Kernel kernel = NIBBLE_DISPATCH(FindInt8Kernel)(w.format);
+  return {
+      kernel, kernel.unpack_packed, w.tiles, w.rows, w.cols, 0, PackedTileBytes(w.format, w.cols)};
+}
+
+TileRows RowsOf(const BlockWeights& w) {
+  const Int8Kernel kernel = NIBBLE_DISPATCH(FindInt8Kernel)(w.format);
+  const FormatInfo& info = GetFormatInfo(w.format);
+  const int64_t row_bytes = w.cols / info.block_weights * info.block_bytes;
+  return {kernel, kernel.unpack_blocks, w.blocks, w.rows, w.cols, row_bytes, kPackRows * row_bytes};
+}
+
+// Rounded activations: of each kMostBlockRows rows, chunk after chunk of 32 columns.
+struct RoundedChunks {
+  int64_t rows, cols;
+  int8_t* codes;
+  float* scales;
+  int32_t* starts[2];
+  float* sums[2];
+
+  int64_t BlockRows(int64_t m0) const { return std::min(kMostBlockRows, rows - m0); }
+  // Where row m0 + m of chunk c lies; m0 begins a block of rows.
+  int64_t At(int64_t m0, int64_t c, int64_t m) const {
+    return m0 * (cols / kPackCols) + c * BlockRows(m0) + m;
+  }
+  ActivationChunk Chunk(int64_t m0, int64_t c) const {
+    const int64_t at = At(m0, c, 0);
+    return {codes + at * kPackCols,
+            scales + at,
+            {starts[0] + at, starts[1] + at},
+            {sums[0] + at, sums[1] + at}};
+  }
+};
+
+void RoundRow(const RoundedChunks& to, const Int8Kernel& kernel, int64_t m, const float* row) {
+  const int64_t m0 = m / kMostBlockRows * kMostBlockRows;
+  for (int64_t k = 0; k < to.cols; k += kUnpackCols) {
+    const int64_t count = std::min<int64_t>(kUnpackCols, to.cols - k);
+    int8_t codes[kUnpackCols];
+    float scales[kUnpackCols / 32], sums[kUnpackCols / 16];
+    int32_t starts[kUnpackCols / 16];
+    QuantizeActivations(row + k, count, kernel.group, kernel.offset, codes, scales, starts, sums);
+    for (int64_t c = 0; c < count / kPackCols; ++c) {
+      const int64_t at = to.At(m0, k / kPackCols + c, m - m0);
+      std::memcpy(to.codes + at * kPackCols, codes + c * kPackCols, kPackCols);
+      to.scales[at] = scales[c];
+      for (int half = 0; half < 2; ++half) {
+        to.starts[half][at] = starts[2 * c + half];
+        to.sums[half][at] = sums[2 * c + half];
+      }
+    }
+  }
+}
+
+// Multiplies sixteen weight rows from n0 on with all activation rows.
+void MultiplyTileRows(const TileRows& w, const RoundedChunks& a, int64_t n0, int64_t m0,
+                      const ProductOutput& output) {
+  alignas(64) float sums[kMostBlockRows * kPackRows];
+  ByteChunk chunks[kUnpackCols / kPackCols];
+  const int64_t n_count = std::min<int64_t>(kPackRows, w.rows - n0);
+  const int64_t m_count = a.BlockRows(m0);
+  const std::byte* tile = w.data + n0 / kPackRows * w.tile_bytes;
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(m_count * kPackRows));
+  for (int64_t k = 0; k < w.cols; k += kUnpackCols) {
+    const int64_t count = std::min<int64_t>(kUnpackCols, w.cols - k);
+    w.unpack(tile, w.row_bytes, n_count, k, count, chunks);
+    for (int64_t c = 0; c < count / kPackCols; ++c) {
+      w.kernel.multiply(chunks[c], a.Chunk(m0, k / kPackCols + c), m_count, sums);
+    }
+  }
+  for (int64_t m = 0; m < m_count; ++m) {
+    float* out = output.Row(m0 + m) + n0;
+    for (int64_t n = 0; n < n_count; ++n) {
+      float sum = sums[m * kPackRows + n];
+      if (output.bias != nullptr) sum += output.bias[n0 + n];
+      out[n] = output.accumulate ? out[n] + sum : sum;
+    }
+  }
+}
+
+template <class Weights>
+Status Run(std::span<const Product<Weights>> products, const ParallelFor& parallel) {
+  const int workers = std::max(1, parallel.workers);
+  std::vector<TileRows> weights;
+  int64_t weight_rows = 0;
+  for (const auto& product : products) {
+    weights.push_back(RowsOf(product.weights));
+    weight_rows += product.weights.rows;
+  }
+  const RoundedLayout layout(
+      products,
+      [&](size_t i) {
+        return weights[i].kernel.group == weights[i - 1].kernel.group &&
+               weights[i].kernel.offset == weights[i - 1].kernel.offset;
+      },
+      [&](size_t i) { return products[i].weights.cols; });
+  const size_t elements = static_cast<size_t>(layout.elements());
+  auto codes = hwy::AllocateAligned<int8_t>(elements);
+  auto scales = hwy::AllocateAligned<float>(elements / kPackCols);
+  auto starts = hwy::AllocateAligned<int32_t>(elements / kPackCols * 2);
+  auto sums = hwy::AllocateAligned<float>(elements / kPackCols * 2);
+  if (!codes || !scales || !starts || !sums) {
+    return OutOfMemory("matmul: no memory for activations");
+  }
+  const auto rounded = [&](size_t i) {
+    const int64_t begin = layout.Begin(i), at = begin / kPackCols;
+    const int64_t second = static_cast<int64_t>(elements) / kPackCols + at;
+    return RoundedChunks{products[i].activations.rows,
+                         weights[i].cols,
+                         codes.get() + begin,
+                         scales.get() + at,
+                         {starts.get() + at, starts.get() + second},
+                         {sums.get() + at, sums.get() + second}};
+  };
+  NIBBLE_RETURN_IF_ERROR(
+      RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
+        RoundRow(rounded(i), weights[i].kernel, m, row);
+      }));
+
+  // A task takes some weight rows, with 128 activation rows after another: those come from the
+  // second-level cache for each sixteen weight rows.
+  const int64_t task_rows = RowsPerTask(weight_rows, kPackRows, weight_rows, workers);
+  TaskList tasks;
+  for (const auto& product : products) tasks.Add(DivideUp(product.weights.rows, task_rows));
+  parallel(tasks.count(), [&](int64_t index, int) {
+    const auto [i, task] = tasks.At(index);
+    const RoundedChunks a = rounded(i);
+    const int64_t last = std::min(weights[i].rows, (task + 1) * task_rows);
+    for (int64_t m0 = 0; m0 < a.rows; m0 += kMostBlockRows) {
+      for (int64_t n0 = task * task_rows; n0 < last; n0 += kPackRows) {
+        MultiplyTileRows(weights[i], a, n0, m0, products[i].output);
+      }
+    }
+  });
+  return OkStatus();
+}
+
+}  // namespace
+
+bool HasGemmInt8(Format format) { return PackedTileBytes(format, 256) > 0; }
+
+Status GemmInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel) {
+  return Run(products, parallel);
+}
+
+Status GemmInt8(std::span<const Product<BlockWeights>> products, const ParallelFor& parallel) {
+  return Run(products, parallel);
+}
+
+}  // namespace nibble
+#endif  // HWY_ONCE
