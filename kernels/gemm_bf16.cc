@@ -39,13 +39,22 @@ HWY_INLINE void PrefetchWeights(const WeightRows& weights, int64_t row, int64_t 
   for (; at < end; at += 64) hwy::Prefetch(at);
 }
 
-// Decodes columns [col, col + count) of weight rows [n, n + n_count) into panels. Rows that a last
-// panel has no weights for stay as they are: their sums go nowhere.
+// Decodes columns [col, col + count) of weight rows [n, n + n_count) into panels, and asks for
+// those of the next block of columns, or of the rows after. Rows that a last panel has no weights
+// for stay as they are: their sums go nowhere.
 void DecodePanels(const WeightRows& weights, int64_t n, int64_t n_count, int64_t col, int64_t count,
                   uint16_t* panels) {
   constexpr int64_t kRowsAhead = 16;
   for (int64_t r = 0; r < n_count; r += weights.tile_rows) {
-    if (r + kRowsAhead < n_count) PrefetchWeights(weights, n + r + kRowsAhead, col, count);
+    if (r + kRowsAhead < n_count) {
+      PrefetchWeights(weights, n + r + kRowsAhead, col, count);
+    } else if (col + count < weights.cols) {
+      const int64_t next_count = std::min(count, weights.cols - col - count);
+      PrefetchWeights(weights, n + std::max<int64_t>(0, r + kRowsAhead - n_count), col + count,
+                      next_count);
+    } else if (n + r + kRowsAhead < weights.rows) {
+      PrefetchWeights(weights, n + r + kRowsAhead, 0, std::min(kBlockCols, weights.cols));
+    }
     weights.decode_bf16(weights, n + r, col, count, panels + r * kPanelStride, kPanelStride);
   }
 }

@@ -3,6 +3,12 @@
 #include <cstring>
 #include <type_traits>
 
+// Decoded for the tile unit, which only processors of the last target have: the others would be
+// copies that nobody runs, and take time to compile.
+#ifndef HWY_DISABLED_TARGETS  // set for the sanitizers
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX2 | HWY_AVX3 | HWY_AVX3_ZEN4)
+#endif
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/pack_bf16.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -46,6 +52,51 @@ HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float
   for (size_t i = 0; i < kChunk; i += 2 * lanes) StorePair(weight(i), weight(i + lanes), out + i);
 }
 
+// Bits of a format's stored codes (codes plus kStoredOffset) where there are at most 32 of them,
+// and vectors of sixteen lanes in which to look up what they stand for; else 0.
+template <class Codec>
+constexpr int LookUpBits() {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  constexpr bool kFour = std::is_same_v<Codec, CodecQ4_0> || std::is_same_v<Codec, CodecQ4_1> ||
+                         std::is_same_v<Codec, CodecQ2_K> || std::is_same_v<Codec, CodecQ3_K> ||
+                         std::is_same_v<Codec, CodecQ4_K> || std::is_same_v<Codec, CodecTQ2_0>;
+  constexpr bool kFive = std::is_same_v<Codec, CodecQ5_0> || std::is_same_v<Codec, CodecQ5_1> ||
+                         std::is_same_v<Codec, CodecQ5_K>;
+  return kFour ? 4 : kFive ? 5 : 0;
+#else
+  return 0;
+#endif
+}
+
+// As ScaleChunk, from stored codes: what each stands for is computed once for a group.
+template <class Codec, size_t kStride>
+HWY_INLINE void LookUpChunk(const uint8_t* stored, const float* scales, const float* mins,
+                            uint16_t* out) {
+  constexpr bool kTwoGroups = Codec::kGroup < kChunk;
+  constexpr bool kFive = LookUpBits<Codec>() == 5;
+  constexpr float kOffset = kStoredOffset<typename Codec::Block>;
+  const DF df;
+  const hn::Repartition<uint16_t, DF> d16;
+  const hn::Rebind<uint8_t, decltype(d16)> d8;
+  const auto weights = [&](float first, size_t group) HWY_ATTR {
+    auto w = hn::Mul(hn::Iota(df, first), hn::Set(df, scales[group]));
+    if constexpr (Codec::kHasMin) w = hn::Sub(w, hn::Set(df, mins[group]));
+    return w;
+  };
+  // Entries 0-15 and 16-31: of 32 codes; of 16 codes in each of two groups; or of 16 codes twice.
+  const auto low = weights(-kOffset, 0);
+  const auto high = kFive        ? weights(16 - kOffset, 0)
+                    : kTwoGroups ? weights(-kOffset, kStride)
+                                 : low;
+  const auto table = hn::BitCast(d16, hn::OrderedDemote2To(DB(), low, high));
+  auto index = hn::PromoteTo(d16, hn::LoadU(d8, stored));
+  if constexpr (kTwoGroups) {
+    const auto second = hn::Ge(hn::Iota(d16, 0), hn::Set(d16, uint16_t{16}));
+    index = hn::Or(index, hn::IfThenElseZero(second, hn::Set(d16, uint16_t{16})));
+  }
+  hn::StoreU(hn::TableLookupLanes(table, hn::IndicesFromVec(d16, index)), d16, out);
+}
+
 template <class Codec>
 void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                       uint16_t* out, int64_t /*stride*/) {
@@ -55,20 +106,30 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
       reinterpret_cast<const Block*>(static_cast<const std::byte*>(weights.source) +
                                      row * weights.row_bytes) +
       col / Codec::kWeights;
-  int8_t codes[Codec::kWeights];
+  alignas(64) int8_t codes[Codec::kWeights];
+  uint8_t* stored = reinterpret_cast<uint8_t*>(codes);
   float scales[Codec::kWeights / kGroup];
   float mins[Codec::kWeights / kGroup];
   for (int64_t i = 0; i < count; i += Codec::kWeights, ++block) {
-    UnpackCodes(*block, codes);
     UnpackScales(*block, scales, mins);
-    for (int c = 0; c < Codec::kWeights; c += kChunk) {
-      ScaleChunk<kGroup, Codec::kHasMin>(codes + c, scales + c / kGroup, mins + c / kGroup, out);
-      out += kChunk;
+    if constexpr (LookUpBits<Codec>() > 0) {
+      VisitCodes(*block, [stored](auto d, auto bytes, size_t at)
+                             HWY_ATTR { hn::StoreU(bytes, d, stored + at); });
+    } else {
+      UnpackCodes(*block, codes);
+    }
+    for (int c = 0; c < Codec::kWeights; c += kChunk, out += kChunk) {
+      const float *s = scales + c / kGroup, *m = mins + c / kGroup;
+      if constexpr (LookUpBits<Codec>() > 0) {
+        LookUpChunk<Codec, 1>(stored + c, s, m, out);
+      } else {
+        ScaleChunk<kGroup, Codec::kHasMin>(codes + c, s, m, out);
+      }
     }
   }
 }
 
-// The codes of a chunk of a tile, row after row.
+// The codes of a chunk of a tile, row after row: stored ones where they will be looked up.
 template <class Packed>
 HWY_INLINE void UnpackChunk(const uint8_t* chunk, int8_t* HWY_RESTRICT codes) {
   const hn::Repartition<uint32_t, D8> d32;
@@ -77,7 +138,9 @@ HWY_INLINE void UnpackChunk(const uint8_t* chunk, int8_t* HWY_RESTRICT codes) {
     const auto half = [&](auto first, uint32_t* to) HWY_ATTR {
       const auto quad = [&](auto number) HWY_ATTR {
         V8 v = LoadQuad<Packed, decltype(first)::value + decltype(number)::value>(chunk + 4 * row);
-        v = hn::Sub(v, hn::Set(D8(), static_cast<uint8_t>(Packed::kOffset)));
+        if constexpr (LookUpBits<typename Packed::Codec>() == 0) {
+          v = hn::Sub(v, hn::Set(D8(), static_cast<uint8_t>(Packed::kOffset)));
+        }
         return hn::BitCast(d32, v);
       };
       hn::StoreInterleaved4(quad(std::integral_constant<int, 0>()),
@@ -114,8 +177,14 @@ void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t
       }
     }
     for (size_t r = 0; r < kPackRows; ++r) {
-      ScaleChunk<kGroup, Packed::kHasMin, kPackRows>(codes + r * kPackCols, scales + r, mins + r,
-                                                     out + static_cast<int64_t>(r) * stride);
+      uint16_t* to = out + static_cast<int64_t>(r) * stride;
+      const int8_t* row_codes = codes + r * kPackCols;
+      if constexpr (LookUpBits<typename Packed::Codec>() > 0) {
+        LookUpChunk<typename Packed::Codec, kPackRows>(reinterpret_cast<const uint8_t*>(row_codes),
+                                                       scales + r, mins + r, to);
+      } else {
+        ScaleChunk<kGroup, Packed::kHasMin, kPackRows>(row_codes, scales + r, mins + r, to);
+      }
     }
   }
 }
