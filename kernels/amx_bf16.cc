@@ -16,6 +16,7 @@ HWY_DIAGNOSTICS(push)
 HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wmaybe-uninitialized")
 #endif
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#include "kernels/avx512_transpose-inl.h"
 
 namespace nibble {
 namespace {
@@ -38,33 +39,6 @@ const TileConfig kTileConfig;
 void Enter() { _tile_loadconfig(&kTileConfig); }
 
 void Leave() { _tile_release(); }
-
-// Transposes a 16 x 16 matrix of 32-bit elements in registers.
-inline void Transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-  }
-}
 
 inline __m512i ToBf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
@@ -104,7 +78,7 @@ void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_
                                          activations.dtype, count - k)
                               : _mm512_setzero_si512();
       }
-      Transpose(rows);
+      Transpose16x16(rows);
       for (int64_t i = 0; i < kTileRows; ++i) {
         _mm512_store_si512(slab + i * kChunkCols, rows[i]);
       }
@@ -201,7 +175,7 @@ void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t
       const float* tile = totals + (2 * n_tile + m_tile) * kTileSums;
       __m512i rows[16];
       for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(tile + 16 * i);
-      Transpose(rows);
+      Transpose16x16(rows);
       const int64_t count = std::min(kTileRows, m_count - m_tile * kTileRows);
       for (int64_t i = 0; i < count; ++i) {
         float* out = output.Row(m0 + m_tile * kTileRows + i) + n0 + n;

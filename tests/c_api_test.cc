@@ -242,6 +242,48 @@ TEST(CApi, MultipliesGroupsOfPlainAndPackedWeights) {
   nibble_tensor_free(tensor);
 }
 
+TEST(CApi, MultipliesInt8Activations) {
+  const std::vector<float> weights = Weights();
+  nibble_error error;
+  nibble_tensor* tensor = nullptr;
+  ASSERT_EQ(
+      nibble_tensor_quantize(MatrixOf(weights), "int8 sym channel f32", nullptr, &tensor, &error),
+      NIBBLE_OK)
+      << error.message;
+  std::vector<int8_t> codes(2 * kCols);
+  std::vector<float> activations(codes.size());
+  const std::vector<float> scales = {0.5f, 0.25f};
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<int8_t>(i * 37 % 255 - 127);
+    activations[i] = static_cast<float>(codes[i]) * scales[i / kCols];
+  }
+  std::vector<float> given(2 * kRows), rounded(given.size()), split(given.size());
+  nibble_matmul_options options = {};
+  const nibble_matrix in = {codes.data(), NIBBLE_I8, 2, kCols, 0};
+  EXPECT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+            NIBBLE_INVALID_ARGUMENT);
+  options.activation_scales = scales.data();
+  options.activation_scales_count = scales.size();
+  ASSERT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+            NIBBLE_OK)
+      << error.message;
+  options = {};
+  options.precision = NIBBLE_PRECISION_INT8_PER_ROW;
+  const nibble_matrix floats = {activations.data(), NIBBLE_F32, 2, kCols, 0};
+  ASSERT_EQ(
+      nibble_matmul(floats, tensor, {rounded.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+      NIBBLE_OK);
+  ASSERT_EQ(nibble_matmul_llm_int8(floats, tensor, {split.data(), NIBBLE_F32, 2, kRows, 0}, 6.0f,
+                                   nullptr, &error),
+            NIBBLE_OK)
+      << error.message;
+  for (size_t i = 0; i < given.size(); ++i) {
+    EXPECT_NEAR(rounded[i], given[i], 1e-3f * (1 + std::fabs(given[i])));
+    EXPECT_NEAR(split[i], given[i], 1e-2f * (1 + std::fabs(given[i])));
+  }
+  nibble_tensor_free(tensor);
+}
+
 TEST(CApi, ReadsGgufFiles) {
   nibble::TemporaryFolder folder;
   const std::string path = folder / "a.gguf";

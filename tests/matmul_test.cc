@@ -57,6 +57,7 @@ double PromisedError(Precision precision) {
     case Precision::kBf16:
       return 1e-5;
     case Precision::kInt8:
+    case Precision::kInt8PerRow:
       return 5e-4;
   }
   return 0;
@@ -70,6 +71,7 @@ double PromisedRelativeError(Precision precision, int64_t cols) {
     case Precision::kBf16:
       return sums + 2 * std::pow(2, -8) + std::pow(2, -16);
     case Precision::kInt8:
+    case Precision::kInt8PerRow:
       return std::numeric_limits<double>::infinity();
   }
   return 0;

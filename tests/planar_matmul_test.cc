@@ -164,6 +164,43 @@ TEST(PlanarMatmul, ThreadsAndCallersDoNotChangeTheBits) {
   }
 }
 
+// Packed planes give the same bits, and are read again from their bytes; strangers are refused.
+TEST(PlanarMatmul, PackedPlanesAreThePlanes) {
+  const int64_t cols = 300, n_rows = 19;
+  const std::vector<float> a = RandomValues(20 * cols, 4);
+  for (const char* name : {"int4 asym g32 f16", "nf4 g64 double", "int8 sym channel f32"}) {
+    const QuantizedTensor weights = RandomPlanar(name, n_rows, cols);
+    const auto packed = Pack(weights);
+    ASSERT_TRUE(packed.ok()) << packed.status().message();
+    EXPECT_EQ(packed->target(), "planes/1");
+    const auto mapped = PackedWeights::FromBytes(Buffer::Borrow(packed->serialized()));
+    ASSERT_TRUE(mapped.ok()) << mapped.status().message();
+    for (const int64_t m_rows : {1, 20}) {
+      const std::vector<float> plain = Product(a, weights, m_rows);
+      std::vector<float> out(plain.size());
+      ASSERT_TRUE(
+          Matmul(ViewOf(a.data(), m_rows, cols), *mapped, ViewOf(out.data(), m_rows, n_rows)).ok());
+      EXPECT_EQ(out, plain);
+    }
+    const auto good = packed->serialized();
+    const auto code = [&](size_t size, size_t at, uint64_t value, size_t width) {
+      auto copy = Buffer::Allocate(good.size());
+      std::memcpy(copy->data(), good.data(), good.size());
+      std::memcpy(copy->data() + at, &value, width);
+      return PackedWeights::FromBytes(Buffer::Borrow({copy->data(), size})).status().code();
+    };
+    // The header: target at 8, rows at 40, columns at 48; the scheme's name at 64.
+    EXPECT_EQ(code(good.size() - 1, 0, 0, 0), StatusCode::kCorrupt);
+    EXPECT_EQ(code(64, 0, 0, 0), StatusCode::kCorrupt);
+    EXPECT_EQ(code(good.size(), 64, 'X', 1), StatusCode::kCorrupt);
+    for (const uint64_t count :
+         {uint64_t{0}, uint64_t{1} << 62, ~uint64_t{0}, uint64_t{INT64_MAX}}) {
+      EXPECT_EQ(code(good.size(), 40, count, 8), StatusCode::kCorrupt) << count;
+      EXPECT_EQ(code(good.size(), 48, count, 8), StatusCode::kCorrupt) << count;
+    }
+  }
+}
+
 // A value that is not finite makes its own row of the output not finite, and no other.
 TEST(PlanarMatmul, ActivationsThatAreNotFiniteAreNotHidden) {
   const int64_t cols = 512, n_rows = 20;

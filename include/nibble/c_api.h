@@ -45,6 +45,7 @@ typedef enum nibble_dtype {
   NIBBLE_F32 = 0,
   NIBBLE_F16 = 1,
   NIBBLE_BF16 = 2,
+  NIBBLE_I8 = 3, /* activations with scales, no weights */
   NIBBLE_DTYPE_ANY_INT = 0x7fffffff
 } nibble_dtype;
 
@@ -161,6 +162,9 @@ typedef enum nibble_precision {
   NIBBLE_PRECISION_INT8 = 0, /* activations rounded to int8 by groups of columns, integer dots */
   NIBBLE_PRECISION_BF16 = 1, /* activations and decoded weights in bf16, sums in f32 */
   NIBBLE_PRECISION_F32 = 2,  /* decoded weights and products in f32: the reference */
+  /* as INT8, but with one scale for each row of activations where weights are "int8 sym" by channel
+   * or tensor (W8A8); sums then stay integers */
+  NIBBLE_PRECISION_INT8_PER_ROW = 3,
   NIBBLE_PRECISION_ANY_INT = 0x7fffffff
 } nibble_precision;
 
@@ -169,12 +173,22 @@ typedef struct nibble_matmul_options {
   int accumulate;    /* out += product instead of out = product */
   const float* bias; /* a value for each output column, added to every row of out; or NULL */
   nibble_parallel_for parallel;
+  /* Of activations of type NIBBLE_I8: a scale for each row, or one for all; or NULL and 0. */
+  const float* activation_scales;
+  size_t activation_scales_count;
 } nibble_matmul_options;
 
 /* out[M, N] (f32) = activations[M, K] (f32, f16, bf16) x weights[N, K]^T. `options` may be NULL. */
 nibble_status nibble_matmul(nibble_matrix activations, const nibble_tensor* weights,
                             nibble_mutable_matrix out, const nibble_matmul_options* options,
                             nibble_error* error);
+
+/* LLM.int8() (arXiv 2208.07339): weights "int8 sym" by channel or tensor; columns where an
+ * activation's magnitude is at least `threshold` (6 is usual) multiply in f32, all others as
+ * NIBBLE_PRECISION_INT8_PER_ROW does. */
+nibble_status nibble_matmul_llm_int8(nibble_matrix activations, const nibble_tensor* weights,
+                                     nibble_mutable_matrix out, float threshold,
+                                     const nibble_matmul_options* options, nibble_error* error);
 
 /* Weights rearranged once for fast products. */
 typedef struct nibble_packed nibble_packed;

@@ -47,6 +47,12 @@ Status Dequantize(const SplitInt8& weights, MutableTensorView out,
 Status Matmul(TensorView activations, const SplitInt8& weights, MutableTensorView out,
               const MatmulOptions& options = {});
 
+// The same with weights that are int8 in all columns ("int8 sym" by channel or tensor): a column is
+// an outlier where one of these activations has a magnitude of at least `threshold`, or is not
+// finite. Outlier columns multiply in f32, activations as they are.
+Status MatmulLlmInt8(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
+                     float threshold = kLlmInt8Threshold, const MatmulOptions& options = {});
+
 }  // namespace nibble
 
 #endif  // NIBBLE_LLM_INT8_H_

@@ -23,12 +23,18 @@ enum class Precision : uint8_t {
   kInt8,  // the fastest: activations may be rounded to int8 with a scale for each 32 columns
   kBf16,  // activations and decoded weights may be rounded to bf16; sums in f32
   kF32,   // decoded weights in f32, f32 products: the exact reference
+  // As kInt8, but with one scale for each row of activations, where weights are "int8 sym" by
+  // channel or tensor (W8A8): sums then stay integers, and are the same on every processor.
+  kInt8PerRow,
 };
 
 struct MatmulOptions {
   Precision precision = Precision::kInt8;
   bool accumulate = false;      // out += product instead of out = product
   std::span<const float> bias;  // N values added to each row of out, or empty
+  // Of activations that are int8 already (DType::kI8), which need weights as kInt8PerRow does: the
+  // scale of each of their rows, or one for all (SmoothQuant's static scale). Else empty.
+  std::span<const float> activation_scales;
   ParallelFor parallel;
 };
 
@@ -57,7 +63,8 @@ class PackedWeights {
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision = Precision::kInt8,
                            const ParallelFor& parallel = {});
 
-// activations: f32, f16 or bf16 [M, K]; out: f32 [M, N]. Straight from canonical bytes, which may
+// activations: f32, f16 or bf16 [M, K], or i8 with scales; out: f32 [M, N]. An activation that is
+// not finite makes sums that it enters not finite. Straight from canonical bytes, which may
 // lie in a mapped file, or from packed weights.
 Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
               const MatmulOptions& options = {});

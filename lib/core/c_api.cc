@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nibble/format.h"
+#include "nibble/llm_int8.h"
 #include "nibble/matmul.h"
 #include "nibble/quantized_tensor.h"
 #include "nibble/scheme.h"
@@ -33,7 +34,7 @@ struct nibble_packed {
 namespace {
 
 static_assert(NIBBLE_INTERNAL == static_cast<int>(nibble::StatusCode::kInternal));
-static_assert(NIBBLE_PRECISION_F32 == static_cast<int>(nibble::Precision::kF32));
+static_assert(NIBBLE_PRECISION_INT8_PER_ROW == static_cast<int>(nibble::Precision::kInt8PerRow));
 static_assert(static_cast<int>(NIBBLE_PLANE_COUNT) == nibble::kPlaneCount);
 static_assert(static_cast<int>(NIBBLE_PLANE_SUPER_SCALES) ==
               static_cast<int>(nibble::Plane::kSuperScales));
@@ -63,7 +64,7 @@ Status Release(Result<Value> result, Handle** handle) {
 }
 
 Result<nibble::Precision> ToPrecision(nibble_precision precision) {
-  if (precision < NIBBLE_PRECISION_INT8 || precision > NIBBLE_PRECISION_F32) {
+  if (precision < NIBBLE_PRECISION_INT8 || precision > NIBBLE_PRECISION_INT8_PER_ROW) {
     return nibble::InvalidArgument("no precision has number " +
                                    std::to_string(static_cast<int>(precision)));
   }
@@ -82,6 +83,10 @@ Result<nibble::MatmulOptions> ToMatmulOptions(const nibble_matmul_options* optio
   NIBBLE_ASSIGN_OR_RETURN(result.precision, ToPrecision(options->precision));
   result.accumulate = options->accumulate != 0;
   result.parallel = nibble::c_api::ToParallelFor(&options->parallel);
+  if (options->activation_scales_count > 0) {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(options->activation_scales, "activation_scales"));
+    result.activation_scales = {options->activation_scales, options->activation_scales_count};
+  }
   return result;
 }
 
@@ -245,6 +250,19 @@ nibble_status nibble_matmul(nibble_matrix activations, const nibble_tensor* weig
     NIBBLE_ASSIGN_OR_RETURN(auto matmul_options, ToMatmulOptions(options));
     if (options != nullptr) matmul_options.bias = ToBias(options->bias, weights->value.rows());
     return nibble::Matmul(in, weights->value, result, matmul_options);
+  });
+}
+
+nibble_status nibble_matmul_llm_int8(nibble_matrix activations, const nibble_tensor* weights,
+                                     nibble_mutable_matrix out, float threshold,
+                                     const nibble_matmul_options* options, nibble_error* error) {
+  return Call(error, [&]() -> Status {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(weights, "weights"));
+    NIBBLE_ASSIGN_OR_RETURN(const auto in, nibble::c_api::ToView<TensorView>(activations));
+    NIBBLE_ASSIGN_OR_RETURN(const auto result, nibble::c_api::ToView<MutableTensorView>(out));
+    NIBBLE_ASSIGN_OR_RETURN(auto matmul_options, ToMatmulOptions(options));
+    if (options != nullptr) matmul_options.bias = ToBias(options->bias, weights->value.rows());
+    return nibble::MatmulLlmInt8(in, weights->value, result, threshold, matmul_options);
   });
 }
 

@@ -51,6 +51,7 @@ inline Result<DType> ToDType(nibble_dtype dtype) {
   if (dtype == NIBBLE_F32) return DType::kF32;
   if (dtype == NIBBLE_F16) return DType::kF16;
   if (dtype == NIBBLE_BF16) return DType::kBF16;
+  if (dtype == NIBBLE_I8) return DType::kI8;
   return InvalidArgument("no dtype has number " + std::to_string(static_cast<int>(dtype)));
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/gemm_int8.h"
 #include "kernels/gemv_blocks.h"
 #include "kernels/gemv_int8.h"
+#include "kernels/gemm_w8a8.h"
 #include "kernels/gemv_planar.h"
 #include "kernels/matmul.h"
 #include "kernels/pack.h"
@@ -41,6 +42,7 @@ std::string Shape(int64_t rows, int64_t cols) {
 // A product as the caller states it.
 struct Operands {
   TensorView activations;
+  std::span<const float> activation_scales;
   std::span<const int32_t> index;  // the activation rows to take; empty: all
   int64_t rows, cols;              // of the weights
   MutableTensorView out;
@@ -50,9 +52,16 @@ struct Operands {
 Status CheckOperands(const Operands& p) {
   NIBBLE_RETURN_IF_ERROR(CheckView(p.activations, "activations"));
   NIBBLE_RETURN_IF_ERROR(CheckView(p.out, "output"));
-  if (!IsActivationType(p.activations.dtype)) {
+  const bool is_int8 = p.activations.dtype == DType::kI8;
+  if (!IsActivationType(p.activations.dtype) && !is_int8) {
     return InvalidArgument(std::string("activations: type ") + DTypeName(p.activations.dtype) +
-                           " where f32, f16 or bf16 is needed");
+                           " where f32, f16 or bf16, or i8 with scales, is needed");
+  }
+  const int64_t scales = static_cast<int64_t>(p.activation_scales.size());
+  if (is_int8 ? scales != 1 && scales != p.activations.rows : scales != 0) {
+    return InvalidArgument("matmul: " + std::to_string(scales) + " scales of " +
+                           std::to_string(p.activations.rows) + " activation rows of type " +
+                           DTypeName(p.activations.dtype));
   }
   if (p.out.dtype != DType::kF32) {
     return InvalidArgument(std::string("output: type ") + DTypeName(p.out.dtype) +
@@ -145,6 +154,19 @@ class Group {
   Status Add(const Operands& operands, const QuantizedTensor& weights) {
     NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
+    if (options_.precision == Precision::kInt8PerRow || is_int8(operands)) {
+      const bool takes = !weights.is_block_format() && TakesW8A8(PlanesOf(weights));
+      if (takes) {
+        w8a8_.push_back({RowsOf(operands),
+                         {PlanesOf(weights), operands.activation_scales},
+                         OutputOf(operands)});
+        return OkStatus();
+      }
+      if (is_int8(operands)) {
+        return Unsupported(
+            "matmul: int8 activations need weights \"int8 sym\" by channel or tensor");
+      }
+    }
     if (weights.is_block_format()) {
       AddBlocks(operands, weights.format(), weights.plane(Plane::kCodes).data());
     } else {
@@ -154,13 +176,11 @@ class Group {
   }
 
   Status Add(const Operands& operands, const PackedWeightsAccess::Impl& weights) {
+    if (weights.canonical) return Add(operands, *weights.canonical);
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
-    if (weights.is_canonical) {
-      AddBlocks(operands, weights.format, weights.payload);
-      return OkStatus();
-    }
+    if (is_int8(operands)) return Unsupported("matmul: int8 activations with packed blocks");
     const bool tiles = operands.out.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
-    if (options_.precision == Precision::kInt8 && !tiles) {
+    if (is_rounded() && !tiles) {
       auto& products = operands.out.rows < kFewestGemmRows ? int8_ : packed_;
       products.push_back({RowsOf(operands),
                           {weights.format, weights.payload, weights.rows, weights.cols},
@@ -177,6 +197,7 @@ class Group {
     if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, options_.parallel));
     if (!packed_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(packed_, options_.parallel));
     if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, options_.parallel));
+    if (!w8a8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulW8A8(w8a8_, options_.parallel));
     if (!bf16_.empty()) {
       NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, options_.parallel));
     }
@@ -185,12 +206,19 @@ class Group {
   }
 
  private:
+  static bool is_int8(const Operands& p) { return p.activations.dtype == DType::kI8; }
+
+  // Whether activations may be rounded to int8 with a scale for each 32 columns.
+  bool is_rounded() const {
+    return options_.precision == Precision::kInt8 || options_.precision == Precision::kInt8PerRow;
+  }
+
   // Products with canonical blocks.
   void AddBlocks(const Operands& operands, Format format, const std::byte* blocks) {
     const bool is_block = GetFormatInfo(format).block_weights > 1;
     const int64_t m_rows = operands.out.rows;
     const bool tiles = m_rows >= kFewestTileRows && AmxGemmBf16() != nullptr;
-    if (is_block && !tiles && options_.precision == Precision::kInt8) {
+    if (is_block && !tiles && is_rounded()) {
       const bool many = m_rows >= kFewestGemmRowsOfBlocks && HasGemmInt8(format);
       auto& products = many ? many_blocks_ : blocks_;
       products.push_back(
@@ -202,7 +230,7 @@ class Group {
 
   void AddPlanes(const Operands& operands, const PlanarPlanes& planes) {
     const bool few = operands.out.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
-    if (options_.precision == Precision::kInt8 && few && PlanarInt8::Takes(planes)) {
+    if (is_rounded() && few && PlanarInt8::Takes(planes)) {
       planar_int8_.emplace_back(planes);
       planes_.push_back({RowsOf(operands), &planar_int8_.back(), OutputOf(operands)});
     } else {
@@ -241,6 +269,7 @@ class Group {
   std::vector<Product<BlockWeights>> blocks_;
   std::vector<Product<const PlanarInt8*>> planes_;
   std::vector<Product<BlockWeights>> many_blocks_;
+  std::vector<Product<W8A8Weights>> w8a8_;
   std::vector<Product<WeightRows>> bf16_, f32_;
 };
 
@@ -269,8 +298,14 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
     return backend->matmul(activations, weights, out, options);
   }
   Group group(options, 1);
-  NIBBLE_RETURN_IF_ERROR(
-      group.Add({activations, {}, weights.rows(), weights.cols(), out, options.bias}, weights));
+  NIBBLE_RETURN_IF_ERROR(group.Add({activations,
+                                    options.activation_scales,
+                                    {},
+                                    weights.rows(),
+                                    weights.cols(),
+                                    out,
+                                    options.bias},
+                                   weights));
   return group.Run();
 }
 
@@ -279,8 +314,9 @@ Status Matmul(TensorView activations, const PackedWeights& weights, MutableTenso
   const auto* packed = PackedWeightsAccess::Get(weights);
   if (packed == nullptr) return InvalidArgument("matmul: empty weights");
   Group group(options, 1);
-  NIBBLE_RETURN_IF_ERROR(
-      group.Add({activations, {}, packed->rows, packed->cols, out, options.bias}, *packed));
+  NIBBLE_RETURN_IF_ERROR(group.Add(
+      {activations, options.activation_scales, {}, packed->rows, packed->cols, out, options.bias},
+      *packed));
   return group.Run();
 }
 
@@ -296,8 +332,9 @@ Status MatmulGroup(TensorView activations, std::span<const MatmulMember> members
     if (member.out.rows == 0) continue;
     const auto add = [&](const auto* weights) -> Status {
       if (weights == nullptr) return InvalidArgument("no weights");
-      const Operands operands = {activations,     member.rows, weights->rows(),
-                                 weights->cols(), member.out,  member.bias};
+      const Operands operands = {activations,     options.activation_scales, member.rows,
+                                 weights->rows(), weights->cols(),           member.out,
+                                 member.bias};
       if constexpr (std::is_same_v<decltype(weights), const QuantizedTensor*>) {
         return group.Add(operands, *weights);
       } else {

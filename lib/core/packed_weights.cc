@@ -1,9 +1,12 @@
 #include "lib/core/packed_weights.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "kernels/pack.h"
@@ -25,19 +28,78 @@ struct PackedHeader {
 static_assert(sizeof(PackedHeader) == Buffer::kAlignment);
 constexpr char kMagic[8] = {'N', 'I', 'B', 'P', 'A', 'C', 'K', '1'};
 
-// The layouts there are. Both suit every processor; a change of layout changes its number.
+// The layouts there are. All suit every processor; a change of layout changes its number.
 constexpr char kTiles[] = "tiles16/1";        // kernels/pack_layout.h
 constexpr char kCanonical[] = "canonical/1";  // the blocks as they are
+constexpr char kPlanes[] = "planes/1";        // the scheme's name, then its planes, as they are
 
-Result<int64_t> PackedBytes(const std::string& target, Format format, int64_t rows, int64_t cols) {
-  NIBBLE_ASSIGN_OR_RETURN(const size_t canonical, FormatBytes(format, rows, cols));
-  if (target == kCanonical) return static_cast<int64_t>(canonical);
+constexpr size_t kNameBytes = 64;  // of a scheme, filled up with zeros
+constexpr size_t kPlaneAlignment = 64;
+
+Result<int64_t> TilesBytes(Format format, int64_t rows, int64_t cols) {
+  NIBBLE_RETURN_IF_ERROR(FormatBytes(format, rows, cols).status());
   int64_t bytes = 0;
   // A tile is at most some percent larger than its blocks, so only the rounding up can overflow.
   if (rows > INT64_MAX - kPackRows ||
       __builtin_mul_overflow(PackedTileBytes(format, cols), DivideUp(rows, kPackRows), &bytes)) {
     return InvalidArgument("packed weights: too large");
   }
+  return bytes;
+}
+
+// Where the planes of a scheme lie in a payload: sizes, and offsets that are multiples of
+// kPlaneAlignment.
+struct PlaneLayout {
+  std::array<size_t, kPlaneCount> sizes = {}, offsets = {};
+  size_t bytes = kNameBytes;
+};
+Result<PlaneLayout> LayOutPlanes(const Scheme& scheme, int64_t rows, int64_t cols) {
+  PlaneLayout layout;
+  for (int p = 0; p < kPlaneCount; ++p) {
+    NIBBLE_ASSIGN_OR_RETURN(layout.sizes[p], PlaneBytes(scheme, static_cast<Plane>(p), rows, cols));
+    layout.offsets[p] = layout.bytes;
+    if (layout.sizes[p] > SIZE_MAX / 4 || layout.bytes > SIZE_MAX / 4) {
+      return InvalidArgument("packed weights: too large");
+    }
+    layout.bytes += (layout.sizes[p] + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
+  }
+  return layout;
+}
+
+Result<QuantizedTensor> ReadPlanes(std::span<const std::byte> payload, int64_t rows, int64_t cols) {
+  if (payload.size() < kNameBytes) return Corrupt("packed weights: no scheme");
+  const char* name = reinterpret_cast<const char*>(payload.data());
+  NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme,
+                          ParseScheme(std::string_view(name, strnlen(name, kNameBytes))));
+  NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout, LayOutPlanes(scheme, rows, cols));
+  if (layout.bytes != payload.size()) return Corrupt("packed weights: planes of another size");
+  std::array<Buffer, kPlaneCount> planes;
+  for (int p = 0; p < kPlaneCount; ++p) {
+    if (layout.sizes[p] == 0) continue;
+    planes[p] = Buffer::Borrow(payload.subspan(layout.offsets[p], layout.sizes[p]));
+  }
+  return QuantizedTensor::Create(scheme, rows, cols, std::move(planes));
+}
+
+void WritePlanes(const QuantizedTensor& weights, const std::string& name, const PlaneLayout& layout,
+                 std::byte* payload) {
+  std::memcpy(payload, name.data(), name.size());
+  for (int p = 0; p < kPlaneCount; ++p) {
+    const Buffer& plane = weights.plane(static_cast<Plane>(p));
+    if (plane.size() > 0) std::memcpy(payload + layout.offsets[p], plane.data(), plane.size());
+  }
+}
+
+// A header and room, zeroed, for the payload.
+Result<Buffer> Allocate(const char* target, const QuantizedTensor& weights, size_t payload_bytes) {
+  NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, Buffer::Allocate(payload_bytes + sizeof(PackedHeader)));
+  PackedHeader header = {};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  std::strncpy(header.target, target, sizeof(header.target) - 1);
+  if (weights.is_block_format()) header.format = static_cast<uint32_t>(weights.format());
+  header.rows = weights.rows();
+  header.cols = weights.cols();
+  std::memcpy(bytes.data(), &header, sizeof(header));
   return bytes;
 }
 
@@ -67,28 +129,40 @@ Result<PackedWeights> PackedWeights::FromBytes(Buffer bytes) {
   }
   auto impl = std::make_shared<Impl>();
   impl->target.assign(header.target, strnlen(header.target, sizeof(header.target)));
-  if (impl->target != kTiles && impl->target != kCanonical) {
-    return Unsupported("packed weights: made for another target");
-  }
-  impl->is_canonical = impl->target == kCanonical;
   impl->format = static_cast<Format>(header.format);
   impl->rows = header.rows;
   impl->cols = header.cols;
-  const FormatInfo* info = FindFormat(impl->format);
-  const bool known = info != nullptr && info->can_decode() &&
-                     (impl->target == kCanonical || PackedTileBytes(impl->format, 256) > 0);
-  if (!known || impl->rows <= 0 || impl->cols <= 0) {
-    return Corrupt("packed weights: impossible format or shape");
-  }
-  auto size = PackedBytes(impl->target, impl->format, impl->rows, impl->cols);
-  if (!size.ok()) return Corrupt("packed weights: impossible shape");
-  if (static_cast<uint64_t>(*size) != bytes.size() - sizeof(header)) {
-    return Corrupt("packed weights: " + std::to_string(bytes.size()) +
-                   " bytes where the shape needs " +
-                   std::to_string(static_cast<uint64_t>(*size) + sizeof(header)));
+  const std::span<const std::byte> payload = std::as_const(bytes).bytes().subspan(sizeof(header));
+  impl->payload = payload.data();
+  const auto corrupt = [](const Status& status) {
+    return Corrupt("packed weights: impossible format or shape: " + status.message());
+  };
+  if (impl->target == kTiles) {
+    const FormatInfo* info = FindFormat(impl->format);
+    const bool known = info != nullptr && PackedTileBytes(impl->format, 256) > 0;
+    if (!known || impl->rows <= 0 || impl->cols <= 0) {
+      return Corrupt("packed weights: impossible format or shape");
+    }
+    const auto size = TilesBytes(impl->format, impl->rows, impl->cols);
+    if (!size.ok()) return corrupt(size.status());
+    if (static_cast<uint64_t>(*size) != payload.size()) {
+      return Corrupt("packed weights: " + std::to_string(payload.size()) +
+                     " bytes of tiles where the shape needs " + std::to_string(*size));
+    }
+  } else if (impl->target == kCanonical || impl->target == kPlanes) {
+    if (impl->target == kCanonical && FindFormat(impl->format) == nullptr) {
+      return Corrupt("packed weights: unknown format");
+    }
+    auto tensor = impl->target == kPlanes
+                      ? ReadPlanes(payload, impl->rows, impl->cols)
+                      : QuantizedTensor::Create(impl->format, impl->rows, impl->cols,
+                                                Buffer::Borrow(payload));
+    if (!tensor.ok()) return corrupt(tensor.status());
+    impl->canonical = *std::move(tensor);
+  } else {
+    return Unsupported("packed weights: made for another target");
   }
   impl->bytes = std::move(bytes);
-  impl->payload = impl->bytes.data() + sizeof(header);
   PackedWeights weights;
   weights.impl_ = std::move(impl);
   return weights;
@@ -100,38 +174,37 @@ Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
   if (weights.device() != Device::kCpu) {
     return Unsupported("pack: the weights are not in host memory");
   }
-  if (!weights.is_block_format()) return Unsupported("packed weights of a planar scheme");
+  if (!weights.is_block_format()) {
+    // Products read the planes as they are at the speed of memory.
+    const std::string name = SchemeName(weights.scheme());
+    if (name.size() > kNameBytes) return Unsupported("pack: the scheme " + name);
+    NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout,
+                            LayOutPlanes(weights.scheme(), weights.rows(), weights.cols()));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, Allocate(kPlanes, weights, layout.bytes));
+    WritePlanes(weights, name, layout, bytes.data() + sizeof(PackedHeader));
+    return PackedWeights::FromBytes(std::move(bytes));
+  }
   const Format format = weights.format();
   const FormatInfo& info = GetFormatInfo(format);
   if (!info.can_decode()) return Unsupported(std::string("pack: weights of type ") + info.name);
-  const int64_t tile_bytes =
-      precision == Precision::kInt8 ? PackedTileBytes(format, weights.cols()) : 0;
-  const char* target = tile_bytes > 0 ? kTiles : kCanonical;
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t size,
-                          PackedBytes(target, format, weights.rows(), weights.cols()));
-  NIBBLE_ASSIGN_OR_RETURN(Buffer bytes,
-                          Buffer::Allocate(static_cast<size_t>(size) + sizeof(PackedHeader)));
-
-  PackedHeader header = {};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  std::strncpy(header.target, target, sizeof(header.target) - 1);
-  header.format = static_cast<uint32_t>(format);
-  header.rows = weights.rows();
-  header.cols = weights.cols();
-  std::memcpy(bytes.data(), &header, sizeof(header));
-  std::byte* payload = bytes.data() + sizeof(header);
-  const std::byte* blocks = weights.plane(Plane::kCodes).data();
-  const int64_t row_bytes = weights.cols() / info.block_weights * info.block_bytes;
+  const bool rounded = precision == Precision::kInt8 || precision == Precision::kInt8PerRow;
+  const int64_t tile_bytes = rounded ? PackedTileBytes(format, weights.cols()) : 0;
+  const std::span<const std::byte> blocks = weights.plane(Plane::kCodes).bytes();
   if (tile_bytes == 0) {
-    std::memcpy(payload, blocks, static_cast<size_t>(size));
-  } else {
-    parallel(DivideUp(weights.rows(), kPackRows), [&](int64_t tile, int) {
-      const int64_t row = tile * kPackRows;
-      PackTile(format, blocks + row * row_bytes, row_bytes,
-               std::min<int64_t>(kPackRows, weights.rows() - row), weights.cols(),
-               payload + tile * tile_bytes);
-    });
+    NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, Allocate(kCanonical, weights, blocks.size()));
+    std::memcpy(bytes.data() + sizeof(PackedHeader), blocks.data(), blocks.size());
+    return PackedWeights::FromBytes(std::move(bytes));
   }
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t size, TilesBytes(format, weights.rows(), weights.cols()));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, Allocate(kTiles, weights, static_cast<size_t>(size)));
+  std::byte* payload = bytes.data() + sizeof(PackedHeader);
+  const int64_t row_bytes = weights.cols() / info.block_weights * info.block_bytes;
+  parallel(DivideUp(weights.rows(), kPackRows), [&](int64_t tile, int) {
+    const int64_t row = tile * kPackRows;
+    PackTile(format, blocks.data() + row * row_bytes, row_bytes,
+             std::min<int64_t>(kPackRows, weights.rows() - row), weights.cols(),
+             payload + tile * tile_bytes);
+  });
   return PackedWeights::FromBytes(std::move(bytes));
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "nibble/format.h"
@@ -15,10 +16,10 @@ namespace nibble {
 struct PackedWeights::Impl {
   Buffer bytes;  // a header and the payload
   std::string target;
-  bool is_canonical = false;  // whether the payload is the blocks as they are, not tiles
-  Format format = Format::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
+  std::optional<QuantizedTensor> canonical;  // where the payload is not in tiles
+  Format format = Format::kF32;              // of the tiles
   const std::byte* payload = nullptr;
 };
 

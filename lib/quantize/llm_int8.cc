@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 
 #include "kernels/convert.h"
+#include "kernels/gemm_w8a8.h"
 #include "lib/quantize/checks.h"
+#include "lib/quantize/planar.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -49,6 +52,43 @@ Result<Parts> Split(TensorView matrix, std::span<const int32_t> columns,
     }
   });
   return parts;
+}
+
+// Of the outliers' product, which is added to the regular one.
+MatmulOptions OutlierOptions(const MatmulOptions& options) {
+  MatmulOptions result = options;
+  result.precision = Precision::kF32;
+  result.accumulate = true;
+  result.bias = {};
+  return result;
+}
+
+// The largest magnitude in each column; infinity where one is not finite.
+Result<std::vector<float>> ColumnMaxima(TensorView matrix) {
+  std::vector<float> maxima(static_cast<size_t>(matrix.cols)), row(maxima.size());
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    ConvertToFloat(matrix.dtype, matrix.Row(r), matrix.cols, row.data());
+    for (size_t c = 0; c < row.size(); ++c) {
+      const float magnitude = std::fabs(row[c]);
+      maxima[c] = magnitude <= maxima[c] ? maxima[c] : magnitude;
+      if (std::isnan(magnitude)) maxima[c] = std::numeric_limits<float>::infinity();
+    }
+  }
+  return maxima;
+}
+
+// Some columns of int8 weights.
+Result<QuantizedTensor> Gather(const QuantizedTensor& weights, std::span<const int32_t> columns) {
+  const int64_t count = static_cast<int64_t>(columns.size());
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor gathered,
+                          QuantizedTensor::Allocate(weights.scheme(), weights.rows(), count));
+  gathered.plane(Plane::kScales) = weights.plane(Plane::kScales);
+  const std::byte* from = weights.plane(Plane::kCodes).data();
+  std::byte* to = gathered.plane(Plane::kCodes).data();
+  for (int64_t r = 0; r < weights.rows(); ++r, from += weights.cols()) {
+    for (const int32_t column : columns) *to++ = from[column];
+  }
+  return gathered;
 }
 
 }  // namespace
@@ -103,20 +143,33 @@ Status Matmul(TensorView activations, const SplitInt8& weights, MutableTensorVie
     return InvalidArgument("activations of " + std::to_string(activations.cols) +
                            " columns for weights of " + std::to_string(weights.cols()));
   }
-  NIBBLE_ASSIGN_OR_RETURN(Parts parts, Split(activations, weights.columns, options.parallel));
-  QuantizeOptions by_token;
-  by_token.parallel = options.parallel;
-  NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor rounded,
-                          Quantize(parts.regular.view(), kInt8, by_token));
-  NIBBLE_RETURN_IF_ERROR(Dequantize(rounded, parts.regular.mutable_view(), options.parallel));
-  // Of rounded activations the float product differs from the integer one by float rounding alone.
-  MatmulOptions exact = options;
-  exact.precision = Precision::kF32;
-  NIBBLE_RETURN_IF_ERROR(Matmul(parts.regular.view(), weights.regular, out, exact));
+  NIBBLE_ASSIGN_OR_RETURN(const Parts parts, Split(activations, weights.columns, options.parallel));
+  MatmulOptions regular = options;
+  regular.precision = Precision::kInt8PerRow;
+  NIBBLE_RETURN_IF_ERROR(Matmul(parts.regular.view(), weights.regular, out, regular));
   if (weights.columns.empty()) return OkStatus();
-  exact.accumulate = true;
-  exact.bias = {};
-  return Matmul(parts.outliers.view(), weights.outliers, out, exact);
+  return Matmul(parts.outliers.view(), weights.outliers, out, OutlierOptions(options));
+}
+
+Status MatmulLlmInt8(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
+                     float threshold, const MatmulOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
+  if (weights.is_block_format() || !TakesW8A8(PlanesOf(weights))) {
+    return Unsupported("LLM.int8() products need weights \"int8 sym\" by channel or tensor");
+  }
+  if (activations.cols != weights.cols()) {
+    return InvalidArgument("activations of " + std::to_string(activations.cols) +
+                           " columns for weights of " + std::to_string(weights.cols()));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> maxima, ColumnMaxima(activations));
+  const std::vector<int32_t> columns = OutlierColumns(maxima, threshold);
+  MatmulOptions regular = options;
+  regular.precision = Precision::kInt8PerRow;
+  if (columns.empty()) return Matmul(activations, weights, out, regular);
+  NIBBLE_ASSIGN_OR_RETURN(const Parts parts, Split(activations, columns, options.parallel));
+  NIBBLE_RETURN_IF_ERROR(Matmul(parts.regular.view(), weights, out, regular));
+  NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor outliers, Gather(weights, columns));
+  return Matmul(parts.outliers.view(), outliers, out, OutlierOptions(options));
 }
 
 }  // namespace nibble
