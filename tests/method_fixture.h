@@ -36,9 +36,11 @@ class MethodTest : public testing::Test {
     Result<Model> model = Model::Load(*source_);
     ASSERT_TRUE(model.ok()) << model.status().message();
     model_.emplace(*std::move(model));
-    calibration_ = Tokens(folder + "/calibration.txt", 16);
+    const auto calibration =
+        CutCalibrationText(*model_, ReadWholeFile(folder + "/calibration.txt"), kContext, 16);
+    ASSERT_TRUE(calibration.ok()) << calibration.status().message();
+    calibration_ = *calibration;
     evaluation_ = Tokens(folder + "/evaluation.txt", 6);
-    inputs_.context = kContext;
     inputs_.parallel = pool_.parallel_for();
   }
 
@@ -161,7 +163,8 @@ class MethodTest : public testing::Test {
   ThreadPool pool_{2};
   std::optional<ModelSource> source_;
   std::optional<Model> model_;
-  std::vector<int32_t> calibration_, evaluation_;
+  CalibrationText calibration_;
+  std::vector<int32_t> evaluation_;
   LayerInputsOptions inputs_;
 };
 

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -47,11 +46,10 @@ struct AwqReport {
 };
 
 // The changes to `source` (which `model` was loaded from) that AWQ makes on the inputs that
-// calibration tokens give (see VisitLayerInputs). Factors alone leave the model's function as it
+// calibration text gives. Factors alone leave the model's function as it
 // is; clipping does not.
-Result<ModelEdits> Awq(const ModelSource& source, const Model& model,
-                       std::span<const int32_t> tokens, const AwqOptions& options,
-                       std::vector<AwqReport>* reports = nullptr);
+Result<ModelEdits> Awq(const ModelSource& source, const Model& model, const CalibrationText& text,
+                       const AwqOptions& options, std::vector<AwqReport>* reports = nullptr);
 
 }  // namespace nibble
 

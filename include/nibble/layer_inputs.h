@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nibble/calibrate.h"
 #include "nibble/gptq.h"
 #include "nibble/model.h"
 #include "nibble/status.h"
@@ -27,7 +28,6 @@ struct LayerInputs {
 };
 
 struct LayerInputsOptions {
-  int64_t context = 512;                  // tokens of a window
   int64_t batch_tokens = 2048;            // run at once
   int64_t samples = 256;                  // tokens kept of each matrix's inputs, at most
   size_t memory_bytes = size_t{1} << 30;  // of statistics at once: the text is run again for the
@@ -37,12 +37,11 @@ struct LayerInputsOptions {
   std::function<bool(int64_t done, int64_t batches)> progress;
 };
 
-// Runs the model, in f32, over the whole windows of `tokens` (each with its BOS where the model
-// wants one) and hands each of the `names` matrices' inputs to `visit`. Fails where the text is
-// shorter than a window, where a name is no matrix of the model's, and where an input is not
+// Runs the model, in f32, over the text and hands the inputs of each of the `names` matrices to
+// `visit`, in that order. Fails where a name is no matrix of the model's, and where an input is not
 // finite.
 Status VisitLayerInputs(
-    const Model& model, std::span<const int32_t> tokens, std::span<const std::string> names,
+    const Model& model, const CalibrationText& text, std::span<const std::string> names,
     const LayerInputsOptions& options,
     const std::function<Status(std::string_view name, const LayerInputs& inputs)>& visit);
 

@@ -26,6 +26,7 @@ using TensorEdit = std::function<Status(MutableTensorView weights)>;
 
 // Changes to a model, applied when a tensor is read.
 struct ModelEdits {
+  std::string label;  // what made them, e.g. "awq": noted in the metadata, unless empty
   std::map<std::string, std::vector<TensorEdit>, std::less<>> edits;  // by name, in order
   // New tensors: name and the tensor that they are a copy of, before its edits.
   std::map<std::string, std::string, std::less<>> copies;
@@ -53,8 +54,9 @@ class ModelSource {
   // The bytes of a tensor in its stored format. Borrowed from the mapped file where nothing has to
   // be rearranged. Safe from many threads.
   Result<Buffer> Read(const ModelTensor& tensor) const;
-  // The same model with changes: tensors that are edited are f32, new ones come last. Fails where a
-  // tensor is not there, cannot be decoded, or a new one's name is taken.
+  // The same model with changes, noted in its metadata under "edits.applied": tensors that are
+  // edited are f32, new ones come last. Fails where a tensor is not there, cannot be decoded, or a
+  // new one's name is taken.
   Result<ModelSource> Edited(ModelEdits edits) const;
 
   // Lets the system drop the mapped pages of a tensor that is done with.

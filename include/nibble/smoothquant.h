@@ -5,7 +5,6 @@
 #define NIBBLE_SMOOTHQUANT_H_
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -38,10 +37,9 @@ struct SmoothQuantReport {
 };
 
 // The changes to `source` (which `model` was loaded from) that SmoothQuant makes on the inputs that
-// calibration tokens give (see VisitLayerInputs). They leave the model's function as it is.
+// calibration text gives. They leave the model's function as it is.
 Result<ModelEdits> SmoothQuant(const ModelSource& source, const Model& model,
-                               std::span<const int32_t> tokens,
-                               const SmoothQuantOptions& options = {},
+                               const CalibrationText& text, const SmoothQuantOptions& options = {},
                                std::vector<SmoothQuantReport>* reports = nullptr);
 
 }  // namespace nibble

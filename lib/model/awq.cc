@@ -237,9 +237,8 @@ class Search {
 
 }  // namespace
 
-Result<ModelEdits> Awq(const ModelSource& source, const Model& model,
-                       std::span<const int32_t> tokens, const AwqOptions& options,
-                       std::vector<AwqReport>* reports) {
+Result<ModelEdits> Awq(const ModelSource& source, const Model& model, const CalibrationText& text,
+                       const AwqOptions& options, std::vector<AwqReport>* reports) {
   if (!options.target) return InvalidArgument("what the matrices will be quantized to is not told");
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<ChannelPair> pairs, ChannelPairs(source));
   std::map<std::string, const ChannelPair*, std::less<>> by_first;
@@ -249,6 +248,7 @@ Result<ModelEdits> Awq(const ModelSource& source, const Model& model,
     names.push_back(pair.consumers.front());
   }
   ModelEdits edits;
+  edits.label = "awq";
   const auto visit = [&](std::string_view name, const LayerInputs& inputs) -> Status {
     const ChannelPair& pair = *by_first.find(name)->second;
     AwqReport report{.producer = pair.producer};
@@ -260,7 +260,7 @@ Result<ModelEdits> Awq(const ModelSource& source, const Model& model,
     if (reports != nullptr) reports->push_back(report);
     return OkStatus();
   };
-  NIBBLE_RETURN_IF_ERROR(VisitLayerInputs(model, tokens, names, options.inputs, visit));
+  NIBBLE_RETURN_IF_ERROR(VisitLayerInputs(model, text, names, options.inputs, visit));
   return edits;
 }
 

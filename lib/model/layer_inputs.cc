@@ -18,19 +18,16 @@ size_t BytesOf(int64_t cols, const LayerInputsOptions& options) {
 // One run of the text for some matrices.
 class Run {
  public:
-  Run(const Model& model, const LayerInputsOptions& options, std::span<const int32_t> tokens,
+  Run(const Model& model, const LayerInputsOptions& options, const CalibrationText& text,
       Statistics& seen)
-      : model_(model), options_(options), tokens_(tokens), seen_(seen) {
-    const int64_t total = static_cast<int64_t>(tokens.size());
+      : model_(model), options_(options), text_(text), seen_(seen) {
+    const int64_t total = static_cast<int64_t>(text.tokens.size());
     stride_ =
         std::max<int64_t>(1, (total + options.samples - 1) / std::max<int64_t>(1, options.samples));
   }
 
-  int64_t windows() const { return static_cast<int64_t>(tokens_.size()) / options_.context; }
-  int64_t per_batch() const {
-    return std::max<int64_t>(1, options_.batch_tokens / options_.context);
-  }
-  int64_t batches() const { return (windows() + per_batch() - 1) / per_batch(); }
+  int64_t per_batch() const { return std::max<int64_t>(1, options_.batch_tokens / text_.context); }
+  int64_t batches() const { return (text_.windows() + per_batch() - 1) / per_batch(); }
 
   Status Go(const std::function<Status()>& after_batch) {
     NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model_.config()));
@@ -46,14 +43,15 @@ class Run {
     };
     Runner runner(model_, run);
     std::vector<float> hidden;
-    for (int64_t first = 0; first < windows(); first += per_batch()) {
-      const int64_t count = std::min(per_batch(), windows() - first);
-      first_token = first * options_.context;
+    for (int64_t first = 0; first < text_.windows(); first += per_batch()) {
+      const int64_t count = std::min(per_batch(), text_.windows() - first);
+      first_token = first * text_.context;
       std::vector<SequenceInput> inputs;
       for (int64_t w = first; w < first + count; ++w) {
         inputs.push_back({cache.AddSequence(),
-                          tokens_.subspan(static_cast<size_t>(w * options_.context),
-                                          static_cast<size_t>(options_.context)),
+                          std::span(text_.tokens)
+                              .subspan(static_cast<size_t>(w * text_.context),
+                                       static_cast<size_t>(text_.context)),
                           true});
       }
       NIBBLE_RETURN_IF_ERROR(runner.Forward(cache, inputs, &hidden));
@@ -84,7 +82,7 @@ class Run {
 
   const Model& model_;
   const LayerInputsOptions& options_;
-  std::span<const int32_t> tokens_;
+  const CalibrationText& text_;
   Statistics& seen_;
   int64_t stride_;
 };
@@ -92,19 +90,10 @@ class Run {
 }  // namespace
 
 Status VisitLayerInputs(
-    const Model& model, std::span<const int32_t> tokens, std::span<const std::string> names,
+    const Model& model, const CalibrationText& text, std::span<const std::string> names,
     const LayerInputsOptions& options,
     const std::function<Status(std::string_view name, const LayerInputs& inputs)>& visit) {
-  if (options.context < 1 || options.context > model.config().context) {
-    return InvalidArgument("windows of " + std::to_string(options.context) +
-                           " tokens: the model sees 1 to " +
-                           std::to_string(model.config().context));
-  }
-  const int64_t windows = static_cast<int64_t>(tokens.size()) / options.context;
-  if (windows == 0) {
-    return InvalidArgument("the calibration text has " + std::to_string(tokens.size()) +
-                           " tokens, less than a window of " + std::to_string(options.context));
-  }
+  if (text.windows() == 0) return InvalidArgument("a calibration text of no windows");
   std::map<std::string, int64_t> cols;
   std::vector<std::vector<std::string>> runs;
   size_t bytes = 0;
@@ -127,7 +116,7 @@ Status VisitLayerInputs(
       seen.try_emplace(name,
                        LayerInputs{Hessian(n), std::vector<float>(static_cast<size_t>(n)), {}});
     }
-    Run run(model, options, tokens.first(static_cast<size_t>(windows * options.context)), seen);
+    Run run(model, options, text, seen);
     const int64_t batches = run.batches() * static_cast<int64_t>(runs.size());
     NIBBLE_RETURN_IF_ERROR(run.Go([&]() -> Status {
       if (options.progress && !options.progress(++done, batches)) return Cancelled("cancelled");

@@ -22,6 +22,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// What has been done to the weights, a label each.
+constexpr const char* kEditsKey = "edits.applied";
+
 constexpr uint64_t kMaxConfigBytes = 16 << 20;
 
 // Parameters as in "7.3M" or "1.2B": at least two digits.
@@ -237,6 +240,17 @@ Status ModelSource::Impl::Edit(std::shared_ptr<const Impl> on, ModelEdits change
   base = std::move(on);
   edits = std::move(changes);
   container = base->container;
+  metadata = base->Metadata();
+  if (!edits.label.empty()) {
+    std::vector<std::string> labels;
+    const GgufValue* earlier = metadata.Find(kEditsKey);
+    if (const auto* list =
+            earlier == nullptr ? nullptr : std::get_if<std::vector<std::string>>(earlier)) {
+      labels = *list;
+    }
+    labels.push_back(edits.label);
+    metadata.Set(kEditsKey, std::move(labels));
+  }
   paths = base->paths;
   notices = base->notices;
   tensors = base->tensors;
@@ -265,7 +279,7 @@ Status ModelSource::Impl::Edit(std::shared_ptr<const Impl> on, ModelEdits change
 }
 
 const GgufMetadata& ModelSource::Impl::Metadata() const {
-  return base ? base->Metadata() : gguf ? gguf->metadata() : metadata;
+  return gguf ? gguf->metadata() : metadata;
 }
 
 uint64_t ModelSource::Impl::FileBytes() const {

@@ -128,6 +128,7 @@ class Rotator {
       : source_(source), config_(std::move(config)), options_(options) {}
 
   Result<ModelEdits> Run() {
+    edits_.label = "rotate";
     if (options_.values) {
       // First: the attention output's columns are heads still, whatever happens to its rows.
       values_ = std::make_shared<const Rotation>(config_.value_dim, options_.seed + 1);

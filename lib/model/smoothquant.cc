@@ -100,7 +100,7 @@ class Smoother {
 }  // namespace
 
 Result<ModelEdits> SmoothQuant(const ModelSource& source, const Model& model,
-                               std::span<const int32_t> tokens, const SmoothQuantOptions& options,
+                               const CalibrationText& text, const SmoothQuantOptions& options,
                                std::vector<SmoothQuantReport>* reports) {
   if (!(options.alpha >= 0 && options.alpha <= 1)) {
     return InvalidArgument("a migration strength that is not between 0 and 1");
@@ -114,6 +114,7 @@ Result<ModelEdits> SmoothQuant(const ModelSource& source, const Model& model,
     names.push_back(pair.consumers.front());
   }
   ModelEdits edits;
+  edits.label = "smoothquant";
   const auto visit = [&](std::string_view name, const LayerInputs& inputs) -> Status {
     const ChannelPair& pair = *by_first.find(name)->second;
     SmoothQuantReport report{.producer = pair.producer};
@@ -134,7 +135,7 @@ Result<ModelEdits> SmoothQuant(const ModelSource& source, const Model& model,
     if (reports != nullptr) reports->push_back(report);
     return OkStatus();
   };
-  NIBBLE_RETURN_IF_ERROR(VisitLayerInputs(model, tokens, names, options.inputs, visit));
+  NIBBLE_RETURN_IF_ERROR(VisitLayerInputs(model, text, names, options.inputs, visit));
   return edits;
 }
 

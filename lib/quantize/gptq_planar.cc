@@ -184,9 +184,9 @@ class Slab {
   // target(., at ...) of the places `to` += the errors at the places `from`, fed back.
   void AddFeedback(Segment from, Segment to, RowMatrix& target, int64_t at) const {
     if (from.count == 0) return;
-    target.middleCols(at, to.count).noalias() +=
-        errors_.middleCols(from.first, from.count) *
-        job_.factor.unit.block(from.first, to.first, from.count, to.count);
+    AddProduct(Strided(errors_.data() + from.first, cols_),
+               Strided(job_.factor.unit.data() + from.first * cols_ + to.first, cols_), rows_,
+               to.count, from.count, 1.0f, target.data() + at, target.cols());
   }
 
   // Scales of the group that is this segment, from the weights that would be best now, given the

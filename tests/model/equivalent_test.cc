@@ -126,7 +126,7 @@ TEST_F(EquivalentTest, LayerInputsAreSeenOnce) {
   EXPECT_EQ(last, total);
   ASSERT_EQ(whole.size(), 3u);
   for (const auto& [name, inputs] : whole) {
-    EXPECT_EQ(inputs.hessian.tokens(), static_cast<int64_t>(calibration_.size()));
+    EXPECT_EQ(inputs.hessian.tokens(), static_cast<int64_t>(calibration_.tokens.size()));
     EXPECT_LE(inputs.sample_count(), 100);
     EXPECT_GE(inputs.sample_count(), 90);
     EXPECT_EQ(inputs.hessian.sums(), parts.at(name).hessian.sums()) << name;
@@ -136,10 +136,10 @@ TEST_F(EquivalentTest, LayerInputsAreSeenOnce) {
       EXPECT_GE(inputs.maxima[i] * inputs.maxima[i], squares[i]);
     }
   }
-  const auto code = [&](std::span<const int32_t> tokens, std::vector<std::string> wanted) {
-    return VisitLayerInputs(*model_, tokens, wanted, inputs_, keep(whole)).code();
+  const auto code = [&](const CalibrationText& text, std::vector<std::string> wanted) {
+    return VisitLayerInputs(*model_, text, wanted, inputs_, keep(whole)).code();
   };
-  EXPECT_EQ(code(std::span(calibration_).first(kContext - 1), names), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({}, names), StatusCode::kInvalidArgument);
   EXPECT_EQ(code(calibration_, {"blk.0.attn_norm.weight"}), StatusCode::kNotFound);
   inputs_.progress = [](int64_t, int64_t) { return false; };
   EXPECT_EQ(code(calibration_, names), StatusCode::kCancelled);

@@ -99,7 +99,7 @@ TEST_F(SmoothQuantTest, OutlierColumnsSaveInt8Products) {
     EXPECT_LT(error(found), 0.1 * error({})) << name;
     return OkStatus();
   };
-  ASSERT_TRUE(VisitLayerInputs(model, evaluation_, names, inputs_, check).ok());
+  ASSERT_TRUE(VisitLayerInputs(model, {evaluation_, kContext}, names, inputs_, check).ok());
 }
 
 TEST_F(SmoothQuantTest, ChecksItsOptions) {

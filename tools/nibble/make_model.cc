@@ -1,5 +1,6 @@
 #include "tools/nibble/make_model.h"
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <map>
@@ -9,6 +10,7 @@
 
 #include "fmt/core.h"
 #include "nlohmann/json.hpp"
+#include "tools/nibble/prepare.h"
 #include "tools/nibble/terminal.h"
 
 namespace nibble::tools {
@@ -123,6 +125,51 @@ Result<CalibratedTensors> Calibrate(const Calibration& calibration, const ModelP
   return QuantizeLayerwise(calibration.model, plan, calibration.text, layerwise);
 }
 
+bool NeedsCalibration(const MakeModelOptions& options) {
+  return GetMethodInfo(options.method).calibrated ||
+         std::ranges::any_of(options.preparations, [](const std::string& name) {
+           return FindPreparation(name)->calibrated;
+         });
+}
+
+// Changes the source, and with it the plan and the model that calibration runs, by what is asked
+// for before the quantization. `plan` tells what the matrices will become.
+Status PrepareAll(const MakeModelOptions& options, ModelSource& source, ModelPlan& plan,
+                  Calibration* calibration, Outcome& outcome) {
+  ThreadPool pool(options.common.threads);
+  for (const std::string& name : options.preparations) {
+    const PreparationInfo& info = *FindPreparation(name);
+    if (options.dry_run && info.calibrated) continue;  // takes time and changes no size
+    std::map<std::string, Format, std::less<>> formats;
+    for (const TensorTask& task : plan.tensors) {
+      formats[task.source->name] = task.choice.format;
+    }
+    ProgressDisplay display(options.common.quiet);
+    PreparationInputs inputs;
+    if (calibration != nullptr) {
+      inputs.model = &calibration->model;
+      inputs.text = &calibration->text;
+    }
+    inputs.target = [&](std::string_view tensor) { return formats.find(tensor)->second; };
+    inputs.importance = GetMethodInfo(options.method).calibrated || !options.imatrix.empty();
+    inputs.options.parallel = pool.parallel_for();
+    inputs.options.progress = [&](int64_t done, int64_t batches) {
+      display.Update(static_cast<double>(done) / static_cast<double>(batches), "", info.name);
+      return true;
+    };
+    std::string notice;
+    NIBBLE_ASSIGN_OR_RETURN(source, Prepare(info, source, inputs, &notice));
+    display.Clear();
+    if (!notice.empty()) outcome.notices.push_back(notice);
+    const ModelRecipe recipe = plan.recipe;
+    NIBBLE_ASSIGN_OR_RETURN(plan, PlanModel(source, recipe, options.permissions));
+    if (calibration != nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(calibration->model, Model::Load(source));
+    }
+  }
+  return OkStatus();
+}
+
 void PrintNotices(const MakeModelOptions& options, std::span<const std::string> notices) {
   if (options.common.quiet) return;
   for (const std::string& notice : notices) fmt::print(stderr, "note: {}\n", notice);
@@ -203,11 +250,11 @@ int MakeModel(const MakeModelOptions& options) {
     importance = *std::move(loaded);
     recipe.importance = &importance;
   }
-  const Result<ModelSource> source = ModelSource::Open(options.model);
+  Result<ModelSource> source = ModelSource::Open(options.model);
   if (!source.ok()) return FailAtWork(source.status());
 
   std::optional<Calibration> calibration;
-  if (GetMethodInfo(options.method).calibrated) {
+  if (NeedsCalibration(options)) {
     Result<Calibration> loaded = LoadCalibration(options.model, options.calibration, kMostWindows);
     if (!loaded.ok()) return Fail(loaded.status());  // too short a text is the caller's
     calibration = *std::move(loaded);
@@ -215,8 +262,17 @@ int MakeModel(const MakeModelOptions& options) {
     recipe.calibration =
         calibration->text.Note(std::filesystem::path(options.calibration.text).filename());
   }
-  const Result<ModelPlan> plan = PlanModel(*source, recipe, options.permissions);
+  Result<ModelPlan> plan = PlanModel(*source, recipe, options.permissions);
   if (!plan.ok()) return Fail(Status(plan.status()).WithContext(options.model));
+  Outcome outcome;
+  if (!options.dry_run) {  // before the work
+    const Status target =
+        CheckModelTarget(*source, options.output, 0, options.overwrite, options.max_shard_bytes);
+    if (!target.ok()) return Fail(target);
+  }
+  const Status prepared =
+      PrepareAll(options, *source, *plan, calibration ? &*calibration : nullptr, outcome);
+  if (!prepared.ok()) return FailAtWork(prepared);
   const bool safetensors =
       options.may_write_safetensors && options.output.ends_with(".safetensors");
   const GgufWriteOptions files = {.max_shard_bytes = options.max_shard_bytes};
@@ -224,18 +280,18 @@ int MakeModel(const MakeModelOptions& options) {
       safetensors ? PlannedSafetensorsBytes(*plan, options.output, options.max_shard_bytes)
                   : PlannedBytes(*plan, files);
   if (!bytes.ok()) return Fail(bytes.status());
-  Outcome outcome;
   outcome.file_bytes = *bytes;
-  outcome.notices = plan->notices;
+  outcome.notices.insert(outcome.notices.begin(), plan->notices.begin(), plan->notices.end());
   if (!options.dry_run) {
     const Status target = CheckModelTarget(*source, options.output, *bytes, options.overwrite,
                                            options.max_shard_bytes);
     if (!target.ok()) return Fail(target);
   }
-  PrintNotices(options, plan->notices);
+  PrintNotices(options, outcome.notices);
   if (!options.dry_run) {
+    const bool calibrated = GetMethodInfo(options.method).calibrated;
     const Status made =
-        Work(options, *source, *plan, calibration ? &*calibration : nullptr, safetensors, outcome);
+        Work(options, *source, *plan, calibrated ? &*calibration : nullptr, safetensors, outcome);
     if (!made.ok()) return FailAtWork(made);
   }
   if (options.common.json) {

@@ -19,6 +19,7 @@ struct MakeModelOptions {
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string imatrix;                    // a file, or empty
   Method method = Method::kRtn;
+  std::vector<std::string> preparations;  // names, in order
   CalibrationOptions calibration;
   bool may_write_safetensors = false;  // where the output's name ends so
   bool clamp = false;

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "tools/nibble/make_model.h"
+#include "tools/nibble/prepare.h"
 
 namespace nibble::tools {
 namespace {
@@ -25,6 +26,14 @@ std::string MethodHelp() {
   return help;
 }
 
+std::string PreparationHelp() {
+  std::string help;
+  for (const PreparationInfo& info : AllPreparations()) {
+    help += std::string(help.empty() ? "" : "; ") + info.name + ": " + info.summary;
+  }
+  return help;
+}
+
 void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option* imatrix) {
   CalibrationOptions& calibration = options.calibration;
   CLI::Option* text = command
@@ -39,6 +48,16 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option*
         options.method = *method;
       },
       MethodHelp());
+  command
+      .add_option(
+          "--prepare", options.preparations,
+          "Change the weights before they are quantized, one after another; " + PreparationHelp())
+      ->check([](const std::string& name) {
+        return FindPreparation(name) != nullptr ? std::string()
+                                                : "no preparation is called '" + name + "'";
+      })
+      ->take_all()
+      ->expected(1);
   command
       .add_option("--calibration-context", calibration.context,
                   "Tokens in a window of the text; default 512, or the model's context")
@@ -59,7 +78,16 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option*
 // What one option says must fit what another says.
 void CheckMethod(const MakeModelOptions& options) {
   const MethodInfo& method = GetMethodInfo(options.method);
-  if (method.calibrated == !options.calibration.text.empty()) return;
+  const bool given = !options.calibration.text.empty();
+  bool used = method.calibrated;
+  for (const std::string& name : options.preparations) {
+    const PreparationInfo& info = *FindPreparation(name);
+    if (info.calibrated && !given) {
+      throw CLI::ValidationError("--prepare", name + " needs a text: --calibration FILE");
+    }
+    used |= info.calibrated;
+  }
+  if (used == given) return;
   throw CLI::ValidationError(
       method.calibrated ? "--method" : "--calibration",
       std::string("the method ") + method.name +
