@@ -23,7 +23,9 @@ double OutputEnergy(const RowMatrix& e, const RowMatrix& hessian, const Parallel
   std::vector<double> sums(static_cast<size_t>(tasks));
   parallel(tasks, [&](int64_t t, int) {
     const auto rows = e.middleRows(t * kRows, std::min<int64_t>(kRows, e.rows() - t * kRows));
-    const RowMatrix product = rows * hessian;
+    RowMatrix product = RowMatrix::Zero(rows.rows(), rows.cols());
+    AddProduct(Strided(rows.data(), e.cols()), Strided(hessian.data(), hessian.cols()), rows.rows(),
+               rows.cols(), rows.cols(), 1.0f, product.data(), product.cols());
     sums[static_cast<size_t>(t)] = product.cast<double>().cwiseProduct(rows.cast<double>()).sum();
   });
   double sum = 0;

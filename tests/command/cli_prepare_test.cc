@@ -17,7 +17,7 @@ TEST_F(CliTest, PreparedModelsAreQuantizedAsAnyOther) {
   const std::string out = folder_ / "prepared.gguf";
   const Outcome made =
       Nibble("quantize " + kReferenceModel + " -o " + out +
-             " --type q4_0 --pure --prepare rotate --prepare awq --calibration-windows 2 "
+             " --type q4_0 --pure --prepare rotate --prepare awq --calibration-windows 1 "
              "--calibration-context 64 --json" +
              kText);
   ASSERT_EQ(made.status, 0) << made.err;
