@@ -105,6 +105,8 @@ class Report {
 
   void Print() {
     PrintHead();
+    const PerplexityResult unquantized = Must(Perplexity(model_, evaluation_, Options()));
+    std::printf("\nUnquantized: perplexity %.3f.\n", unquantized.perplexity.value);
     const Subject plain = SubjectOf(source_);
     std::printf("\n## The model as it is\n");
     Compare(plain, {"int3 asym g128 f16", "nf4 g64 f16"}, {Format::kQ3_K});
