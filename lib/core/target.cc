@@ -1,5 +1,6 @@
 #include "nibble/target.h"
 
+#include <atomic>
 #include <cctype>
 #include <cstdint>
 #include <cstdlib>
@@ -27,6 +28,10 @@ std::vector<int64_t> RunnableTargets() {
   return targets;
 }
 
+// The target in use, once one is. Highway asks the processor each time, which under a hypervisor
+// costs more than a small product.
+std::atomic<int64_t> current_target = 0;
+
 // Uses the target, or for kernels that are not compiled for it the next lesser one: targets are
 // bits, better ones lower.
 void Use(int64_t target) {
@@ -35,7 +40,10 @@ void Use(int64_t target) {
     if (target != 0 && runnable >= target) targets |= runnable;
   }
   hwy::SetSupportedTargetsForTest(targets);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  const int64_t supported = hwy::SupportedTargets();
+  hwy::GetChosenTarget().Update(supported);
+  // Targets are bits, better ones lower.
+  current_target = supported & HWY_TARGETS & -(supported & HWY_TARGETS);
 }
 
 }  // namespace
@@ -48,9 +56,7 @@ std::vector<std::string> SupportedTargets() {
 
 std::string CurrentTarget() {
   ChooseTarget();
-  // Targets are bits, better ones lower.
-  const int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-  return NameOf(supported & -supported);
+  return NameOf(current_target);
 }
 
 Status ForceTarget(std::string_view name) {
