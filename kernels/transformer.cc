@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 
 #include "kernels/float_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -109,49 +110,184 @@ void RopeImpl(float* x, const float* cosines, const float* sines, int64_t pairs,
   }
 }
 
-void AttendTileImpl(const float* query, int64_t rows, const float* key, const float* value,
-                    int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
-                    const int32_t* last, float* HWY_RESTRICT scores, AttentionState* states,
-                    float* output) {
+// Keys that are looked at together, and rows of queries that share what is loaded of them.
+constexpr size_t kKeys = 32;
+constexpr size_t kRows = 4;
+
+// out [keys of kKeys columns] by dimension: out[d * kKeys + j] = key[j * dims + d].
+HWY_INLINE void TransposeKeys(const float* HWY_RESTRICT key, size_t keys, size_t dims,
+                              float* HWY_RESTRICT out) {
+  const hn::FixedTag<float, 4> d4;
+  const hn::FixedTag<uint64_t, 2> d2;
+  const size_t whole_keys = keys / 4 * 4, whole_dims = dims / 4 * 4;
+  for (size_t j = 0; j < whole_keys; j += 4) {
+    for (size_t i = 0; i < whole_dims; i += 4) {
+      const float* from = key + j * dims + i;
+      const auto a = hn::LoadU(d4, from), b = hn::LoadU(d4, from + dims);
+      const auto c = hn::LoadU(d4, from + 2 * dims), e = hn::LoadU(d4, from + 3 * dims);
+      const auto ab_low = hn::BitCast(d2, hn::InterleaveLower(d4, a, b));
+      const auto ab_high = hn::BitCast(d2, hn::InterleaveUpper(d4, a, b));
+      const auto ce_low = hn::BitCast(d2, hn::InterleaveLower(d4, c, e));
+      const auto ce_high = hn::BitCast(d2, hn::InterleaveUpper(d4, c, e));
+      float* to = out + i * kKeys + j;
+      hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, ab_low, ce_low)), d4, to);
+      hn::StoreU(hn::BitCast(d4, hn::InterleaveUpper(d2, ab_low, ce_low)), d4, to + kKeys);
+      hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, ab_high, ce_high)), d4, to + 2 * kKeys);
+      hn::StoreU(hn::BitCast(d4, hn::InterleaveUpper(d2, ab_high, ce_high)), d4, to + 3 * kKeys);
+    }
+  }
+  for (size_t j = 0; j < keys; ++j) {
+    for (size_t i = j < whole_keys ? whole_dims : 0; i < dims; ++i) {
+      out[i * kKeys + j] = key[j * dims + i];
+    }
+  }
+}
+
+// out[r] = factors[r] * out[r] + sum over k of a[r, k] * b[k], for kM rows (1 or kRows) and n
+// columns; out is not read where `factors` is null.
+template <size_t kM>
+HWY_INLINE void MultiplySmall(const float* HWY_RESTRICT a, size_t a_stride, size_t depth,
+                              const float* HWY_RESTRICT b, size_t b_stride, size_t n,
+                              const float* factors, float* HWY_RESTRICT out, size_t out_stride) {
   const D d;
   const size_t lanes = hn::Lanes(d);
-  const size_t kd = static_cast<size_t>(key_dims), vd = static_cast<size_t>(value_dims);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int32_t begin = first[r], end = last[r];
-    if (begin >= end) continue;
-    const float* q = query + r * key_dims;
-    float* out = output + r * value_dims;
-    AttentionState& state = states[r];
-    float maximum = state.maximum;
-    for (int32_t j = begin; j < end; ++j) {
-      scores[j] = Dot(q, key + static_cast<size_t>(j) * kd, kd);
-      maximum = scores[j] > maximum ? scores[j] : maximum;
+  size_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    const auto begin = [&](size_t r, V& s0, V& s1) HWY_ATTR {
+      if (r >= kM || factors == nullptr) return;
+      const V factor = hn::Set(d, factors[r]);
+      s0 = hn::Mul(factor, hn::LoadU(d, out + r * out_stride + i));
+      s1 = hn::Mul(factor, hn::LoadU(d, out + r * out_stride + i + lanes));
+    };
+    V s00 = hn::Zero(d), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00,
+      s31 = s00;
+    begin(0, s00, s01);
+    begin(1, s10, s11);
+    begin(2, s20, s21);
+    begin(3, s30, s31);
+    for (size_t k = 0; k < depth; ++k) {
+      const V b0 = hn::LoadU(d, b + k * b_stride + i);
+      const V b1 = hn::LoadU(d, b + k * b_stride + i + lanes);
+      const auto add = [&](size_t r, V& s0, V& s1) HWY_ATTR {
+        const V weight = hn::Set(d, a[r * a_stride + k]);
+        s0 = hn::MulAdd(weight, b0, s0);
+        s1 = hn::MulAdd(weight, b1, s1);
+      };
+      add(0, s00, s01);
+      if constexpr (kM > 1) add(1, s10, s11);
+      if constexpr (kM > 2) add(2, s20, s21);
+      if constexpr (kM > 3) add(3, s30, s31);
     }
-    if (maximum > state.maximum) {
-      const float shrink = std::exp(state.maximum - maximum);  // 0 for the first tile
-      state.maximum = maximum;
-      state.sum *= shrink;
-      const V factor = hn::Set(d, shrink);
-      Transform(out, out, vd, out, [&](V v, V) HWY_ATTR { return hn::Mul(v, factor); });
-    }
-    const V top = hn::Set(d, maximum);
-    V sum = hn::Zero(d);
-    for (int32_t j = begin; j < end; j += static_cast<int32_t>(lanes)) {
-      const size_t n = HWY_MIN(lanes, static_cast<size_t>(end - j));
-      const V p = hn::Exp(d, hn::Sub(hn::LoadN(d, scores + j, n), top));
-      hn::StoreN(p, d, scores + j, n);
-      sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, n), p));
-    }
-    state.sum += hn::ReduceSum(d, sum);
-    for (size_t i = 0; i < vd; i += lanes) {
-      const size_t n = HWY_MIN(lanes, vd - i);
-      V acc = hn::LoadN(d, out + i, n);
-      for (int32_t j = begin; j < end; ++j) {
-        acc = hn::MulAdd(hn::Set(d, scores[j]),
-                         hn::LoadN(d, value + static_cast<size_t>(j) * vd + i, n), acc);
+    const auto end = [&](size_t r, V s0, V s1) HWY_ATTR {
+      if (r >= kM) return;
+      hn::StoreU(s0, d, out + r * out_stride + i);
+      hn::StoreU(s1, d, out + r * out_stride + i + lanes);
+    };
+    end(0, s00, s01);
+    end(1, s10, s11);
+    end(2, s20, s21);
+    end(3, s30, s31);
+  }
+  for (; i < n; i += lanes) {
+    const size_t count = HWY_MIN(lanes, n - i);
+    for (size_t r = 0; r < kM; ++r) {
+      float* to = out + r * out_stride + i;
+      V sum = factors ? hn::Mul(hn::Set(d, factors[r]), hn::LoadN(d, to, count)) : hn::Zero(d);
+      for (size_t k = 0; k < depth; ++k) {
+        sum = hn::MulAdd(hn::Set(d, a[r * a_stride + k]), hn::LoadN(d, b + k * b_stride + i, count),
+                         sum);
       }
-      hn::StoreN(acc, d, out + i, n);
+      hn::StoreN(sum, d, to, count);
     }
+  }
+}
+
+// Turns the scores of keys [begin, end) into weights exp(score - maximum), those of all others into
+// zeros; returns what the earlier weighted sums are to be multiplied by.
+HWY_INLINE float Weigh(size_t begin, size_t end, float* HWY_RESTRICT scores,
+                       AttentionState* state) {
+  const D d;
+  const size_t lanes = hn::Lanes(d);
+  if (begin >= end) {
+    for (size_t j = 0; j < kKeys; j += lanes) hn::StoreU(hn::Zero(d), d, scores + j);
+    return 1.0f;
+  }
+  const V lowest = hn::Set(d, hwy::LowestValue<float>());
+  const V low = hn::Set(d, static_cast<float>(begin)), high = hn::Set(d, static_cast<float>(end));
+  V top = lowest;
+  for (size_t j = 0; j < kKeys; j += lanes) {
+    const V index = hn::Iota(d, static_cast<float>(j));
+    const auto seen = hn::And(hn::Ge(index, low), hn::Lt(index, high));
+    const V score = hn::IfThenElse(seen, hn::LoadU(d, scores + j), lowest);
+    hn::StoreU(score, d, scores + j);
+    top = hn::Max(top, score);
+  }
+  const float largest = hn::ReduceMax(d, top);
+  float shrink = 1.0f;
+  if (largest > state->maximum) {
+    shrink = std::exp(state->maximum - largest);  // 0 for the first tile
+    state->maximum = largest;
+    state->sum *= shrink;
+  }
+  const V maximum = hn::Set(d, state->maximum);
+  V sum = hn::Zero(d);
+  for (size_t j = 0; j < kKeys; j += lanes) {
+    const V score = hn::LoadU(d, scores + j);
+    const V weight = hn::IfThenElseZero(hn::Gt(score, lowest), hn::Exp(d, hn::Sub(score, maximum)));
+    hn::StoreU(weight, d, scores + j);
+    sum = hn::Add(sum, weight);
+  }
+  state->sum += hn::ReduceSum(d, sum);
+  return shrink;
+}
+
+// A tile of at most kKeys keys for kM rows, whose scores are in `scores`.
+template <size_t kM>
+HWY_INLINE void AddValues(const float* value, size_t base, size_t keys, size_t value_dims,
+                          const int32_t* first, const int32_t* last, float* HWY_RESTRICT scores,
+                          AttentionState* states, float* output) {
+  float factors[kM];
+  for (size_t r = 0; r < kM; ++r) {
+    const auto inside = [&](int32_t end) {
+      const size_t at = static_cast<size_t>(HWY_MAX(end, 0));
+      return at <= base ? 0 : HWY_MIN(at - base, keys);
+    };
+    factors[r] = Weigh(inside(first[r]), inside(last[r]), scores + r * kKeys, states + r);
+  }
+  MultiplySmall<kM>(scores, kKeys, keys, value, value_dims, value_dims, factors, output,
+                    value_dims);
+}
+
+void AttendTileImpl(const float* query, int64_t rows, const float* key, const float* value,
+                    int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
+                    const int32_t* last, float* HWY_RESTRICT scratch, AttentionState* states,
+                    float* output) {
+  static_assert(AttendScratch(1) - AttendScratch(0) == kKeys && AttendScratch(0) == kRows * kKeys);
+  const size_t kd = static_cast<size_t>(key_dims), vd = static_cast<size_t>(value_dims);
+  const size_t row_count = static_cast<size_t>(rows), key_count = static_cast<size_t>(keys);
+  float* scores = scratch;
+  float* keys_by_dim = scratch + kRows * kKeys;
+  for (size_t base = 0; base < key_count; base += kKeys) {
+    const size_t count = HWY_MIN(kKeys, key_count - base);
+    const float* tile = key + base * kd;
+    const float* tile_values = value + base * vd;
+    const bool transposed = row_count >= 3;  // for fewer it does not pay
+    if (transposed) TransposeKeys(tile, count, kd, keys_by_dim);
+    size_t r = 0;
+    const auto attend = [&]<size_t kM>(std::integral_constant<size_t, kM>) HWY_ATTR {
+      const float* q = query + r * kd;
+      if (transposed) {
+        MultiplySmall<kM>(q, kd, kd, keys_by_dim, kKeys, kKeys, nullptr, scores, kKeys);
+      } else {
+        for (size_t j = 0; j < count; ++j) scores[j] = Dot(q, tile + j * kd, kd);
+      }
+      AddValues<kM>(tile_values, base, count, vd, first + r, last + r, scores, states + r,
+                    output + r * vd);
+      r += kM;
+    };
+    while (r + kRows <= row_count) attend(std::integral_constant<size_t, kRows>());
+    if (r + 3 == row_count) attend(std::integral_constant<size_t, 3>());
+    while (r < row_count) attend(std::integral_constant<size_t, 1>());
   }
 }
 
@@ -184,9 +320,9 @@ void Rope(float* x, const float* cosines, const float* sines, int64_t pairs, boo
 }
 void AttendTile(const float* query, int64_t rows, const float* key, const float* value,
                 int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
-                const int32_t* last, float* scores, AttentionState* states, float* output) {
+                const int32_t* last, float* scratch, AttentionState* states, float* output) {
   HWY_DYNAMIC_DISPATCH(AttendTileImpl)
-  (query, rows, key, value, keys, key_dims, value_dims, first, last, scores, states, output);
+  (query, rows, key, value, keys, key_dims, value_dims, first, last, scratch, states, output);
 }
 
 }  // namespace nibble

@@ -26,13 +26,16 @@ struct AttentionState {
   float sum;
 };
 
+// Floats of scratch that AttendTile needs.
+constexpr int64_t AttendScratch(int64_t key_dims) { return 32 * (key_dims + 4); }
+
 // Adds a tile of `keys` tokens to `rows` attention rows. query [rows, key_dims], scaled already;
 // key [keys, key_dims]; value [keys, value_dims]; output [rows, value_dims] holds the weighted sums
-// so far, relative to its state's maximum. Row r sees keys [first[r], last[r]) of the tile.
-// `scores`: room for `keys` floats rounded up to a multiple of 16.
+// so far, relative to its state's maximum. Row r sees keys [first[r], last[r]) of the tile. What a
+// row becomes does not depend on the other rows.
 void AttendTile(const float* query, int64_t rows, const float* key, const float* value,
                 int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
-                const int32_t* last, float* scores, AttentionState* states, float* output);
+                const int32_t* last, float* scratch, AttentionState* states, float* output);
 
 }  // namespace nibble
 

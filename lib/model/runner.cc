@@ -11,8 +11,10 @@
 namespace nibble {
 namespace {
 
-// Query tokens that share one pass over the keys.
-constexpr int64_t kQueryBlock = 16;
+// Query rows (tokens, times the heads that share keys) that at least share one pass over the keys,
+// whose decoding and turning they pay for; and tokens.
+constexpr int64_t kQueryRows = 64;
+constexpr int64_t kQueryTokens = 16;
 
 }  // namespace
 
@@ -103,10 +105,11 @@ void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
     int64_t kv_head;
   };
   std::vector<Task> tasks;
+  const int64_t block = std::max(kQueryTokens, kQueryRows / group);
   for (const Span& span : spans) {
-    for (int64_t first = 0; first < span.count; first += kQueryBlock) {
+    for (int64_t first = 0; first < span.count; first += block) {
       for (int64_t h = 0; h < c.kv_heads; ++h) {
-        tasks.push_back({&span, first, std::min(kQueryBlock, span.count - first), h});
+        tasks.push_back({&span, first, std::min(block, span.count - first), h});
       }
     }
   }
@@ -117,7 +120,7 @@ void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
     std::vector<float> outputs(static_cast<size_t>(rows * c.value_dim));
     std::vector<float> keys(static_cast<size_t>(per_page * c.head_dim));
     std::vector<float> values(static_cast<size_t>(per_page * c.value_dim));
-    std::vector<float> scores(static_cast<size_t>(per_page + 16));
+    std::vector<float> scratch(static_cast<size_t>(AttendScratch(c.head_dim)));
     std::vector<int32_t> first(static_cast<size_t>(rows)), last(static_cast<size_t>(rows));
     std::vector<AttentionState> states(static_cast<size_t>(rows),
                                        {-std::numeric_limits<float>::infinity(), 0.0f});
@@ -147,7 +150,7 @@ void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
         last[static_cast<size_t>(r)] = static_cast<int32_t>(std::min(count, position + 1 - begin));
       }
       AttendTile(queries.data(), rows, keys.data(), values.data(), count, c.head_dim, c.value_dim,
-                 first.data(), last.data(), scores.data(), states.data(), outputs.data());
+                 first.data(), last.data(), scratch.data(), states.data(), outputs.data());
     }
     for (int64_t r = 0; r < rows; ++r) {
       const float inverse = 1.0f / states[static_cast<size_t>(r)].sum;
@@ -217,8 +220,8 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, std::span<const SequenceInp
   const ModelConfig& c = model.config();
   Prepare(spans, rows);
   for (size_t s = 0; s < spans.size(); ++s) {
-    NIBBLE_RETURN_IF_ERROR(Embed(model.weights().embedding, inputs[s].tokens,
-                                 x.data() + spans[s].begin * c.width));
+    NIBBLE_RETURN_IF_ERROR(
+        Embed(model.weights().embedding, inputs[s].tokens, x.data() + spans[s].begin * c.width));
   }
   for (int64_t l = 0; l < c.layers; ++l) {
     const DecoderLayer& layer = model.weights().layers[static_cast<size_t>(l)];
