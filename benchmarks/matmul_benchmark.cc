@@ -7,6 +7,8 @@
 //   GFLOP/s    multiplications and additions a second
 //   of_limit   share of that limit
 //   vs_ggml    ggml's best time / the packed product's time
+//   vs_openvino  OpenVINO's time with a format of about as many bits / the packed product's time (not
+//              for few activation rows, whose copies it cannot cycle through)
 //   canonical_vs_ggml  ggml's time with plain weights / the canonical product's time
 //
 // Few activation rows cycle through 256 MiB of matrices, so that weights come from memory as they
@@ -19,6 +21,7 @@
 #include "benchmark/benchmark.h"
 #include "benchmarks/ggml_matmul.h"
 #include "benchmarks/limits.h"
+#include "benchmarks/openvino_matmul.h"
 #include "benchmarks/turns.h"
 #include "nibble/matmul.h"
 
@@ -95,6 +98,13 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
   const BareLoop bare = FastestBareLoop();
   Turns from_packed(threads), from_canonical(threads), limit(threads);
   std::vector<Turns> ggml(peers.size(), Turns(threads));
+  Turns openvino(threads, true);
+  std::unique_ptr<OpenVinoMatmul> openvino_peer;
+  if (m_rows > kFewRows) {
+    const int bits = 8 * info.block_bytes <= 6 * info.block_weights ? 4 : 8;
+    openvino_peer =
+        std::make_unique<OpenVinoMatmul>(bits, shape.rows, shape.cols, m_rows, threads);
+  }
   for (auto _ : state) {
     limit.Run([&] {
       options.parallel(threads, [&](int64_t i, int) {
@@ -122,6 +132,9 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
     for (size_t i = 0; i < peers.size(); ++i) {
       if (peers[i]->found()) ggml[i].Run([&] { peers[i]->Run(); });
     }
+    if (openvino_peer != nullptr && openvino_peer->found()) {
+      openvino.Run([&] { openvino_peer->Run(); });
+    }
   }
 
   const double seconds = from_packed.Median(), canonical_seconds = from_canonical.Median();
@@ -142,6 +155,7 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
     if (turns.Median() > 0 && (best == 0 || turns.Median() < best)) best = turns.Median();
   }
   if (best > 0) state.counters["vs_ggml"] = best / seconds;
+  if (openvino.Median() > 0) state.counters["vs_openvino"] = openvino.Median() / seconds;
   if (!ggml.empty() && ggml[0].Median() > 0) {
     state.counters["canonical_vs_ggml"] = ggml[0].Median() / canonical_seconds;
   }

@@ -13,8 +13,12 @@ namespace nibble {
 class Turns {
  public:
   // One thread is timed by its processor time, which others on the machine change less; more
-  // threads by the clock on the wall.
-  explicit Turns(int threads) : clock_(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC) {}
+  // threads by the clock on the wall. A library that works on a thread of its own even then is
+  // timed by the process's.
+  explicit Turns(int threads, bool own_thread = false)
+      : clock_(threads > 1  ? CLOCK_MONOTONIC
+               : own_thread ? CLOCK_PROCESS_CPUTIME_ID
+                            : CLOCK_THREAD_CPUTIME_ID) {}
 
   // Runs `function` and remembers its time; returns it.
   template <class Function>
