@@ -15,6 +15,7 @@ install(DIRECTORY include/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN *.h PATTERN *.def)
 if(TARGET nibble_command)
   install(TARGETS nibble_command)
+  install(FILES examples/tasks/basics.jsonl DESTINATION ${CMAKE_INSTALL_DATADIR}/nibble/tasks)
 endif()
 
 configure_package_config_file(cmake/nibble-config.cmake.in nibble-config.cmake

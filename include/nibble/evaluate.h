@@ -69,6 +69,12 @@ struct PerplexityOptions {
 Result<PerplexityResult> Perplexity(const Model& model, std::span<const int32_t> tokens,
                                     const PerplexityOptions& options = {});
 
+// The same of several models with one vocabulary, in one pass: the reference runs once for all of
+// them. All models are held at once; progress tells the first one's perplexity.
+Result<std::vector<PerplexityResult>> Perplexities(std::span<const Model* const> models,
+                                                   std::span<const int32_t> tokens,
+                                                   const PerplexityOptions& options = {});
+
 // Runs the model as Perplexity does and writes its log-probabilities, in 16 bits each, for
 // PerplexityOptions::reference_logits of the same text, context, scoring and windows.
 Status SaveReferenceLogits(const Model& model, std::span<const int32_t> tokens,

@@ -4,32 +4,13 @@
 #include <optional>
 #include <string>
 
+#include "lib/evaluate/moments.h"
 #include "lib/evaluate/reference_logits.h"
 #include "lib/evaluate/windows.h"
 #include "nibble/evaluate.h"
 
 namespace nibble {
 namespace {
-
-// Mean and standard error of a stream of values.
-class Moments {
- public:
-  void Add(double x) {
-    ++count_;
-    const double delta = x - mean_;
-    mean_ += delta / static_cast<double>(count_);
-    squares_ += delta * (x - mean_);
-  }
-  Estimate estimate() const {
-    if (count_ < 2) return {mean_, 0};
-    const double n = static_cast<double>(count_);
-    return {mean_, std::sqrt(squares_ / (n - 1) / n)};
-  }
-
- private:
-  int64_t count_ = 0;
-  double mean_ = 0, squares_ = 0;
-};
 
 // What one scored position contributes.
 struct PositionScore {
@@ -87,75 +68,100 @@ struct Totals {
 
 }  // namespace
 
-Result<PerplexityResult> Perplexity(const Model& model, std::span<const int32_t> tokens,
-                                    const PerplexityOptions& options) {
+Result<std::vector<PerplexityResult>> Perplexities(std::span<const Model* const> models,
+                                                   std::span<const int32_t> tokens,
+                                                   const PerplexityOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  NIBBLE_ASSIGN_OR_RETURN(const WindowPlan plan, PlanWindows(model, tokens, options));
+  if (models.empty()) return InvalidArgument("there is no model to evaluate");
+  NIBBLE_ASSIGN_OR_RETURN(const WindowPlan plan, PlanWindows(*models[0], tokens, options));
   std::optional<ReferenceLogitsReader> saved;
-  std::vector<const Model*> models = {&model};
+  std::vector<const Model*> run(models.begin(), models.end());  // and the reference, the last
   if (!options.reference_logits.empty()) {
-    const auto expected = ReferenceHeader::Make(model.config().vocab_size, tokens, plan, options);
+    const auto expected =
+        ReferenceHeader::Make(models[0]->config().vocab_size, tokens, plan, options);
     NIBBLE_ASSIGN_OR_RETURN(saved, ReferenceLogitsReader::Open(options.reference_logits, expected));
   } else if (options.reference != nullptr) {
-    models.push_back(options.reference);
+    run.push_back(options.reference);
   }
-  const bool has_reference = saved || models.size() > 1;
+  const bool has_reference = saved || run.size() > models.size();
 
-  Totals totals;
-  std::vector<PositionScore> scores;
+  std::vector<Totals> totals(models.size());
+  std::vector<PositionScore> scores;  // [rows, models]
   const auto score_rows = [&](const ScoredRows& rows) {
     const size_t vocab = static_cast<size_t>(rows.vocab);
-    scores.assign(rows.targets.size(), {});
+    scores.assign(rows.targets.size() * models.size(), {});
     options.runner.parallel(static_cast<int64_t>(rows.targets.size()), [&](int64_t r, int) {
-      const size_t begin = static_cast<size_t>(r) * vocab;
+      const size_t row = static_cast<size_t>(r);
       const auto row_of = [&](size_t m) {
-        const auto logits = rows.logits[m].subspan(begin, vocab);
+        const auto logits = rows.logits[m].subspan(row * vocab, vocab);
         return std::vector<float>(logits.begin(), logits.end());
       };
-      std::vector<float> log_p = row_of(0), reference;
+      std::vector<float> reference;
       if (saved) {
         reference.resize(vocab);
         saved->Read(rows.first + r, reference);
       } else if (has_reference) {
-        reference = row_of(1);
+        reference = row_of(models.size());
         LogSoftmax(reference);
       }
-      scores[static_cast<size_t>(r)] =
-          ScorePosition(log_p, reference, rows.targets[static_cast<size_t>(r)]);
+      for (size_t m = 0; m < models.size(); ++m) {
+        std::vector<float> log_p = row_of(m);
+        scores[row * models.size() + m] = ScorePosition(log_p, reference, rows.targets[row]);
+      }
     });
-    for (const PositionScore& score : scores) {
-      if (!std::isfinite(score.nll)) return Corrupt("the model's logits are not finite");
-      totals.Add(score, has_reference);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const size_t m = i % models.size();
+      if (!std::isfinite(scores[i].nll) || !std::isfinite(scores[i].reference_nll)) {
+        const bool own = !std::isfinite(scores[i].nll);
+        const std::string name = !own                ? "the reference"
+                                 : models.size() > 1 ? "model " + std::to_string(m + 1)
+                                                     : "the model";
+        return Corrupt(name + "'s logits are not finite");
+      }
+      totals[m].Add(scores[i], has_reference);
     }
     return OkStatus();
   };
   const auto batch_done = [&](int64_t done) {
-    const double so_far = ExpOf(totals.nll.estimate()).value;
+    const double so_far = ExpOf(totals[0].nll.estimate()).value;
     if (options.progress && !options.progress(done, plan.windows, so_far)) {
       return Cancelled("stopped after " + std::to_string(done) + " windows");
     }
     return OkStatus();
   };
-  NIBBLE_RETURN_IF_ERROR(RunWindows(models, tokens, options, plan, score_rows, batch_done));
+  NIBBLE_RETURN_IF_ERROR(RunWindows(run, tokens, options, plan, score_rows, batch_done));
 
-  PerplexityResult result;
-  result.windows = plan.windows;
-  result.scored_tokens = plan.rows();
-  result.mean_nll = totals.nll.estimate();
-  result.perplexity = ExpOf(result.mean_nll);
-  result.has_divergence = has_reference;
-  if (has_reference) {
-    Divergence& d = result.divergence;
-    d.kl = totals.kl.estimate();
-    d.kl_median = totals.KlQuantile(0.5);
-    d.kl_p99 = totals.KlQuantile(0.99);
-    d.kl_max = totals.KlQuantile(1.0);
-    d.top1_agreement = totals.agreement.estimate();
-    d.reference_perplexity = ExpOf(totals.reference_nll.estimate());
-    d.log_ratio = totals.log_ratio.estimate();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::vector<PerplexityResult> results;
+  for (Totals& total : totals) {
+    PerplexityResult result;
+    result.windows = plan.windows;
+    result.scored_tokens = plan.rows();
+    result.mean_nll = total.nll.estimate();
+    result.perplexity = ExpOf(result.mean_nll);
+    result.has_divergence = has_reference;
+    if (has_reference) {
+      Divergence& d = result.divergence;
+      d.kl = total.kl.estimate();
+      d.kl_median = total.KlQuantile(0.5);
+      d.kl_p99 = total.KlQuantile(0.99);
+      d.kl_max = total.KlQuantile(1.0);
+      d.top1_agreement = total.agreement.estimate();
+      d.reference_perplexity = ExpOf(total.reference_nll.estimate());
+      d.log_ratio = total.log_ratio.estimate();
+    }
+    result.seconds = seconds;
+    results.push_back(result);
   }
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return result;
+  return results;
+}
+
+Result<PerplexityResult> Perplexity(const Model& model, std::span<const int32_t> tokens,
+                                    const PerplexityOptions& options) {
+  const Model* const models[] = {&model};
+  NIBBLE_ASSIGN_OR_RETURN(const auto results, Perplexities(models, tokens, options));
+  return results[0];
 }
 
 Status SaveReferenceLogits(const Model& model, std::span<const int32_t> tokens,

@@ -69,15 +69,19 @@ std::string Printable(std::string_view text) {
   return result;
 }
 
-Result<JsonObject> JsonObject::Load(const std::string& path, uint64_t limit) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, limit));
+Result<JsonObject> JsonObject::Parse(std::string_view text, const std::string& name) {
   if (NestingDepth(text) > kMaxDepth) {
-    return Corrupt(path + ": nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    return Corrupt(name + ": nested deeper than " + std::to_string(kMaxDepth) + " levels");
   }
   nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Corrupt(path + ": not valid JSON");
-  if (!json.is_object()) return Corrupt(path + ": not a JSON object");
-  return JsonObject(std::move(json), path);
+  if (json.is_discarded()) return Corrupt(name + ": not valid JSON");
+  if (!json.is_object()) return Corrupt(name + ": not a JSON object");
+  return JsonObject(std::move(json), name);
+}
+
+Result<JsonObject> JsonObject::Load(const std::string& path, uint64_t limit) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, limit));
+  return Parse(text, path);
 }
 
 Result<JsonObject> JsonObject::LoadIfPresent(const std::string& path, uint64_t limit) {

@@ -26,7 +26,9 @@ class JsonObject {
   JsonObject(nlohmann::json json, std::string name)
       : json_(std::move(json)), name_(std::move(name)) {}
 
-  // Parses the file at `path`: valid UTF-8 JSON, at most 64 levels deep, an object at the top.
+  // Valid UTF-8 JSON, at most 64 levels deep, an object at the top. Errors begin with `name`.
+  static Result<JsonObject> Parse(std::string_view text, const std::string& name);
+  // Parses the file at `path`.
   static Result<JsonObject> Load(const std::string& path, uint64_t limit);
   // The same; an empty object where the file does not exist.
   static Result<JsonObject> LoadIfPresent(const std::string& path, uint64_t limit);

@@ -14,6 +14,7 @@ namespace nibble::tools {
 inline constexpr int kSuccess = 0;
 inline constexpr int kFailure = 1;
 inline constexpr int kMisuse = 2;
+inline constexpr int kReview = 3;  // of evaluate --gate: a model did not pass
 
 // What every command takes.
 struct CommonOptions {
@@ -35,6 +36,7 @@ void AddCompare(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddPerplexity(CLI::App& app, Action& action);
+void AddEvaluate(CLI::App& app, Action& action);
 
 // Prints the reason on stderr. A contradiction in what was asked is misuse, all else a failure.
 int Fail(const Status& status);

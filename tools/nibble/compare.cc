@@ -2,9 +2,9 @@
 #include <memory>
 
 #include "fmt/core.h"
+#include "nibble/tensor_error.h"
 #include "nlohmann/json.hpp"
 #include "tools/nibble/command.h"
-#include "tools/nibble/errors.h"
 #include "tools/nibble/terminal.h"
 
 namespace nibble::tools {

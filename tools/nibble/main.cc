@@ -36,6 +36,7 @@ int Run(int argc, char** argv) {
   AddVerify(app, action);
   AddGenerate(app, action);
   AddPerplexity(app, action);
+  AddEvaluate(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -28,6 +28,13 @@ std::string Clock(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
+// Characters of UTF-8.
+size_t Length(const std::string& text) {
+  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  }));
+}
+
 }  // namespace
 
 std::string Size(uint64_t bytes) {
@@ -57,13 +64,13 @@ double BitsPerWeight(uint64_t bytes, uint64_t weights) {
 std::string Table::Text() const {
   std::vector<size_t> widths(numbers_.size());
   for (const auto& row : rows_) {
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], Length(row[c]));
   }
   std::string text;
   for (const auto& row : rows_) {
     std::string line;
     for (size_t c = 0; c < row.size(); ++c) {
-      const std::string padding(widths[c] - row[c].size(), ' ');
+      const std::string padding(widths[c] - Length(row[c]), ' ');
       if (c > 0) line += "  ";
       line += numbers_[c] ? padding + row[c] : row[c] + padding;
     }

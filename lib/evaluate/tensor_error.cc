@@ -1,4 +1,4 @@
-#include "tools/nibble/errors.h"
+#include "nibble/tensor_error.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "nibble/quantize.h"
 
-namespace nibble::tools {
+namespace nibble {
 namespace {
 
 ErrorSums CompareRows(const float* a, const float* b, int64_t cols) {
@@ -115,4 +115,4 @@ Result<ErrorSums> CompareTensors(const ModelSource& source_a, const ModelTensor&
   return total;
 }
 
-}  // namespace nibble::tools
+}  // namespace nibble

@@ -1,15 +1,14 @@
 // How far one matrix is from another.
-#ifndef NIBBLE_TOOLS_ERRORS_H_
-#define NIBBLE_TOOLS_ERRORS_H_
+#ifndef NIBBLE_TENSOR_ERROR_H_
+#define NIBBLE_TENSOR_ERROR_H_
 
 #include <cstdint>
-#include <string>
 
 #include "nibble/model_source.h"
 #include "nibble/parallel.h"
 #include "nibble/status.h"
 
-namespace nibble::tools {
+namespace nibble {
 
 // Sums over weights a of a reference and b of what stands for it.
 struct ErrorSums {
@@ -35,6 +34,6 @@ Result<ErrorSums> CompareTensors(const ModelSource& source_a, const ModelTensor&
                                  const ModelSource& source_b, const ModelTensor& b,
                                  const ParallelFor& parallel);
 
-}  // namespace nibble::tools
+}  // namespace nibble
 
-#endif  // NIBBLE_TOOLS_ERRORS_H_
+#endif  // NIBBLE_TENSOR_ERROR_H_
