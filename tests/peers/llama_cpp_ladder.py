@@ -8,7 +8,6 @@ llama.cpp's own quantizer must give every tensor the same type; then the file mu
 the prompt with text. Needs gguf and llama-cpp-python. Exit status 1 when anything differs.
 """
 import argparse
-import ctypes
 import pathlib
 import subprocess
 import sys
@@ -17,12 +16,7 @@ import tempfile
 import gguf
 import llama_cpp
 
-# Name, and the number llama.cpp gives it; None: nibble alone has the name, for every matrix.
-TYPES = [("F32", 0), ("F16", 1), ("BF16", 32), ("Q8_0", 7), ("Q6_K", 18), ("Q5_K_M", 17),
-         ("Q5_K_S", 16), ("q5_K", None), ("Q5_1", 9), ("Q5_0", 8), ("Q4_K_M", 15), ("Q4_K_S", 14),
-         ("q4_K", None), ("Q4_1", 3), ("Q4_0", 2), ("IQ4_NL", 25), ("IQ4_XS", 30), ("mxfp4", None),
-         ("Q3_K_L", 13), ("Q3_K_M", 12), ("Q3_K_S", 11), ("q3_K", None), ("Q2_K", 10),
-         ("TQ2_0", 37), ("TQ1_0", 36)]
+from llama_cpp_peer import TYPES, quantize
 
 
 def types_of(path):
@@ -30,26 +24,11 @@ def types_of(path):
 
 
 def types_of_llama_cpp(source, target, file_type):
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = file_type
-    params.nthread = 1
-    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
+    if not quantize(source, target, file_type):
         return None
     types = types_of(target)
     pathlib.Path(target).unlink()
     return types
-
-
-def without_repacking():
-    """Model parameters that keep weights as they are in the file: llama.cpp's layouts for AMX crash
-    on some processors, with its own Q8_0 files too."""
-    params = default_params()
-    params.use_extra_bufts = False
-    return params
-
-
-default_params = llama_cpp.llama_model_default_params
-llama_cpp.llama_cpp.llama_model_default_params = without_repacking  # as Llama sees it
 
 
 def generate(path, prompt):
@@ -63,8 +42,6 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--prompt", default="The function returns")
     arguments = parser.parse_args()
-    silence = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silence, ctypes.c_void_p(0))
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         source = f"{folder}/source.gguf"

@@ -163,7 +163,7 @@ std::vector<ReportTable> ReportTables(const Evaluation& evaluation) {
                     {false, true, true, true},
                     {}};
   ReportTable tasks{
-      "Tasks: accuracy in %, drop against the reference in points", {"model"}, {false}, {}};
+      "Tasks: accuracy in %, change against the reference in points", {"model"}, {false}, {}};
   for (const TaskResult& task : evaluation.reference.tasks) {
     tasks.heading.push_back(fmt::format("{} ({})", task.name, task.correct.size()));
     tasks.numbers.push_back(true);
@@ -188,9 +188,10 @@ std::vector<ReportTable> ReportTables(const Evaluation& evaluation) {
     std::vector<std::string> cells = {names[i]};
     for (size_t t = 0; t < model.tasks.size(); ++t) {
       std::string cell = fmt::format("{:.1f}", 100 * model.tasks[t].accuracy.value);
-      cells.push_back(
-          i == 0 ? fmt::format("{} ± {:.1f}", cell, 100 * model.tasks[t].accuracy.error)
-                 : fmt::format("{} (drop {})", cell, PlusMinus(model.task_drops[t], 1, 100)));
+      cells.push_back(i == 0 ? fmt::format("{} ± {:.1f}", cell, 100 * model.tasks[t].accuracy.error)
+                             : fmt::format("{} ({:+.1f} ± {:.1f})", cell,
+                                           0 - 100 * model.task_drops[t].value,
+                                           100 * model.task_drops[t].error));
     }
     tasks.rows.push_back(std::move(cells));
   }

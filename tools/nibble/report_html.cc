@@ -39,7 +39,7 @@ th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--grid); text-align:
   white-space: nowrap; }
 th { font-weight: 600; color: var(--muted); }
 .number { text-align: right; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }
 .axes line { stroke: var(--grid); } .axes text { fill: var(--muted); }
@@ -89,6 +89,7 @@ std::vector<Plot> Plots(const Evaluation& evaluation) {
                       for (const TaskResult& t : m.tasks) sum += t.accuracy.value;
                       return Estimate{100 * sum / static_cast<double>(m.tasks.size()), 0};
                     }));
+    plots.back().from_zero = true;
   }
   if (evaluation.has_speed) {
     plots.push_back(AgainstSize(evaluation, "Decode speed against size", "tokens/s", true,
@@ -112,6 +113,7 @@ Plot TensorPlot(const Evaluation& evaluation) {
   plot.x_axis = "matrix, in the order of the file";
   plot.y_axis = "signal to noise, dB (higher is better)";
   plot.large_dots = false;
+  plot.width = 1260;
   const std::vector<std::string> names = ModelNames(evaluation);
   for (size_t m = 0; m < evaluation.models.size(); ++m) {
     for (size_t t = 0; t < evaluation.models[m].tensors.size(); ++t) {

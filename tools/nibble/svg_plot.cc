@@ -9,7 +9,7 @@ namespace nibble::tools {
 namespace {
 
 // In pixels.
-constexpr double kWidth = 620, kHeight = 360;
+constexpr double kHeight = 360;
 constexpr double kLeft = 76, kRight = 20, kTop = 14, kBottom = 50;
 constexpr double kCharacter = 6.6, kLine = 14;  // of a label
 
@@ -69,6 +69,8 @@ struct Box {
 // Puts each label beside its point where nothing is yet.
 class Labels {
  public:
+  explicit Labels(double width) : width_(width) {}
+
   void Occupy(double x, double y) { taken_.push_back({x - 6, y - 6, x + 6, y + 6}); }
 
   std::string Place(double x, double y, const std::string& text) {
@@ -87,7 +89,7 @@ class Labels {
                           : *t.anchor == 'e' ? anchor - width
                                              : anchor - width / 2;
       const Box box = {left, y + t.dy - kLine + 3, left + width, y + t.dy + 3};
-      if (box.left < kLeft || box.right > kWidth || box.top < 0 || box.bottom > kHeight - kBottom) {
+      if (box.left < kLeft || box.right > width_ || box.top < 0 || box.bottom > kHeight - kBottom) {
         continue;
       }
       if (std::any_of(taken_.begin(), taken_.end(),
@@ -102,6 +104,7 @@ class Labels {
   }
 
  private:
+  double width_;  // of the plot
   std::vector<Box> taken_;
 };
 
@@ -115,7 +118,7 @@ std::string Frame(const Plot& plot, const Axis& x, const Axis& y) {
     svg += fmt::format(
         "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>"
         "<text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5:g}</text>\n",
-        kLeft, kWidth - kRight, y.Pixel(tick), kLeft - 8, y.Pixel(tick) + 4,
+        kLeft, plot.width - kRight, y.Pixel(tick), kLeft - 8, y.Pixel(tick) + 4,
         std::abs(tick) < 1e-12 ? 0.0 : tick);
   }
   for (const double tick : x.Ticks()) {
@@ -125,7 +128,7 @@ std::string Frame(const Plot& plot, const Axis& x, const Axis& y) {
         x.Pixel(tick), kHeight - kBottom, kHeight - kBottom + 5, kHeight - kBottom + 19, tick);
   }
   svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                     (kLeft + kWidth - kRight) / 2, kHeight - 10, Escaped(plot.x_axis));
+                     (kLeft + plot.width - kRight) / 2, kHeight - 10, Escaped(plot.x_axis));
   svg += fmt::format(
       "<text transform=\"translate(16 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n</g>\n",
       (kTop + kHeight - kBottom) / 2, Escaped(plot.y_axis));
@@ -167,12 +170,12 @@ std::string PlotSvg(const Plot& plot) {
     high_y = std::max(high_y, point.y + point.error);
   }
   if (!(low_x <= high_x)) return {};
-  const Axis x(low_x, high_x, false, false, kLeft, kWidth - kRight);
+  const Axis x(low_x, high_x, false, false, kLeft, plot.width - kRight);
   const Axis y(low_y, high_y, plot.log_y, plot.from_zero, kHeight - kBottom, kTop);
   std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n",
-                                kWidth, kHeight, Escaped(plot.title));
+                                plot.width, kHeight, Escaped(plot.title));
   svg += Frame(plot, x, y);
-  Labels labels;
+  Labels labels(plot.width);
   for (const PlotPoint& point : plot.points) {
     if (IsDrawn(plot, point)) labels.Occupy(x.Pixel(point.x), y.Pixel(point.y));
   }

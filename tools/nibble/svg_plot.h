@@ -23,6 +23,7 @@ struct Plot {
   bool log_y = false;          // points that are not above 0 are left out
   bool from_zero = false;      // the y axis begins at 0
   bool large_dots = true;
+  double width = 620;  // in pixels, before the page scales it
   std::vector<PlotPoint> points;
 };
 

@@ -1,0 +1,153 @@
+// `nibble evaluate` through the real binary: its reports, its verdicts, what it refuses.
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/cli_fixture.h"
+
+namespace nibble {
+namespace {
+
+using nlohmann::json;
+
+const std::string kReferenceModel = std::string(NIBBLE_EXAMPLES) + "/reference-model";
+
+class EvaluateTest : public CliTest {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(Quantize("Q8_0").status, 0);
+    ASSERT_EQ(Quantize("Q2_K").status, 0);
+    WriteWholeFile(Tasks(),
+                   "{\"task\":\"a\",\"prompt\":\"The value\",\"options\":[\" is\",\" cat\"],"
+                   "\"answer\":0}\n"
+                   "{\"task\":\"a & b\",\"prompt\":\"1 +\",\"answer\":\"2\",\"max_tokens\":2}\n");
+  }
+  Outcome Quantize(const std::string& type) {
+    return Nibble("quantize " + kReferenceModel + " --type " + type + " -o " + Path(type) +
+                  " --quiet");
+  }
+  std::string Path(const std::string& type) { return folder_ / (type + ".gguf"); }
+  std::string Tasks() { return folder_ / "tasks.jsonl"; }
+  Outcome Evaluate(const std::string& arguments) {
+    return Nibble("evaluate " + kReferenceModel + " " + arguments);
+  }
+  std::string Text() {
+    return " --text " + kReferenceModel + "/evaluation.txt --context 128 --windows 12";
+  }
+};
+
+// Every tag is closed by its own name, in order: what a browser would have to guess at is an error.
+void ExpectBalanced(const std::string& html) {
+  std::vector<std::string> open;
+  const size_t style = html.find("<style>"), end_of_style = html.find("</style>");
+  for (size_t at = html.find('<'); at != std::string::npos; at = html.find('<', at + 1)) {
+    if ((at > style && at < end_of_style) || html[at + 1] == '!') continue;
+    const size_t end = html.find('>', at);
+    ASSERT_NE(end, std::string::npos);
+    const std::string tag = html.substr(at + 1, end - at - 1);
+    const std::string name =
+        tag.substr(tag[0] == '/', tag.find_first_of(" /", 1) - (tag[0] == '/'));
+    if (tag.back() == '/') continue;
+    if (tag[0] != '/') {
+      open.push_back(name);
+      continue;
+    }
+    ASSERT_FALSE(open.empty()) << tag;
+    ASSERT_EQ(open.back(), name);
+    open.pop_back();
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+size_t Count(const std::string& text, const std::string& part) {
+  size_t count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST_F(EvaluateTest, ReportsInEveryForm) {
+  const Outcome outcome =
+      Evaluate(Path("Q8_0") + " " + Path("Q2_K") + Text() + " --tasks " + Tasks() +
+               " --json --quiet --prompt-tokens 16 --decode-tokens 4 --runs 1 --html " +
+               (folder_ / "r.html") + " --markdown " + (folder_ / "r.md"));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+  const json report = json::parse(outcome.out);
+  EXPECT_EQ(report["text"]["windows"], 12);
+  EXPECT_FALSE(report["reference"].contains("verdict"));
+  ASSERT_EQ(report["models"].size(), 2u);
+  const json &q8 = report["models"][0], &q2 = report["models"][1];
+  EXPECT_EQ(q8["verdict"], "PASS");
+  EXPECT_EQ(q2["verdict"], "REVIEW") << q2["criteria"];
+  EXPECT_EQ(q8["file_bytes"], std::filesystem::file_size(Path("Q8_0")));
+  EXPECT_LT(q8["divergence"]["kl"]["value"], 0.002);
+  EXPECT_GT(q2["divergence"]["kl"]["value"], 0.02);
+  EXPECT_GT(q2["decode_tokens_per_second"], 0);
+  EXPECT_EQ(q2["tensors"].size(), 57u);
+  ASSERT_EQ(q2["tasks"].size(), 2u);
+  EXPECT_EQ(q2["tasks"][0]["correct"], json::array({true}));
+  EXPECT_EQ(q2["tasks"][1]["kind"], "exact_match");
+  EXPECT_EQ(q2["criteria"][0]["kind"], "perplexity_increase");
+  EXPECT_GT(q2["criteria"][0]["value"]["value"], q2["criteria"][0]["limit"]);
+
+  const std::string html = ReadWholeFile(folder_ / "r.html");
+  ExpectBalanced(html);
+  EXPECT_EQ(Count(html, "<svg "), 6u);  // KL, perplexity, tasks, decode, prefill; tensors
+  EXPECT_EQ(Count(html, "<circle "), 2 + 4 * 3 + 2 * 57u);
+  EXPECT_NE(html.find("a &amp; b (1)"), std::string::npos);
+  for (const char* fetched : {"http", "<script", "@import", "url("}) {
+    EXPECT_EQ(html.find(fetched), std::string::npos) << fetched;
+  }
+  EXPECT_EQ(html.find("nan"), std::string::npos);
+  const std::string markdown = ReadWholeFile(folder_ / "r.md");
+  EXPECT_NE(markdown.find("- **REVIEW** Q2\\_K.gguf: perplexity up"), std::string::npos)
+      << markdown;
+  EXPECT_NE(markdown.find("| Q8\\_0.gguf |"), std::string::npos);
+}
+
+TEST_F(EvaluateTest, VerdictsFollowTheLimitsAndTheGate) {
+  const auto with = [&](const std::string& limits) {
+    return Evaluate(Path("Q2_K") + Text() + " --no-speed --no-tensors --quiet " + limits);
+  };
+  const Outcome plain = with("");
+  EXPECT_EQ(plain.status, 0);
+  EXPECT_NE(plain.out.find("\nREVIEW  Q2_K.gguf: perplexity up"), std::string::npos) << plain.out;
+  EXPECT_EQ(plain.out.find("Speed"), std::string::npos);
+  EXPECT_EQ(with("--gate").status, 3);
+  const Outcome lenient = with("--gate --max-perplexity-increase 50");
+  EXPECT_EQ(lenient.status, 0);
+  EXPECT_NE(lenient.out.find("\nPASS    Q2_K.gguf: perplexity up"), std::string::npos);
+  EXPECT_EQ(with("--gate --max-perplexity-increase 50 --max-perplexity-percent 1").status, 3);
+}
+
+TEST_F(EvaluateTest, RefusesInOneLine) {
+  const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
+    const Outcome outcome = Evaluate(arguments);
+    EXPECT_EQ(outcome.status, status) << arguments;
+    ExpectOneLine(outcome, part);
+  };
+  const std::string q8 = Path("Q8_0"), tasks = " --tasks " + Tasks();
+  expect(q8, 2, "--text or --tasks");
+  expect("", 2, "models");
+  expect(q8 + " --text " + (folder_ / "none.txt"), 1, "none.txt");
+  expect((folder_ / "none.gguf") + tasks, 1, "none.gguf");
+  expect(q8 + tasks + " --html " + (folder_ / "none/r.html"), 1, "none");
+  expect(q8 + tasks + tasks, 1, "task \"a\" is in an earlier file too");
+  expect(q8 + tasks + " --prompt-tokens 300", 1, "context of 256");
+  WriteWholeFile(folder_ / "bad.jsonl", "\n{\"task\": \"a\", \"prompt\"\n");
+  expect(q8 + " --tasks " + (folder_ / "bad.jsonl"), 1, "bad.jsonl:2: not valid JSON");
+  WriteWholeFile(folder_ / "empty.jsonl", "");
+  expect(q8 + " --tasks " + (folder_ / "empty.jsonl"), 1, "empty.jsonl: no items");
+  std::string words;
+  for (int i = 0; i < 300; ++i) words += " word";
+  WriteWholeFile(folder_ / "long.jsonl", "{\"task\":\"a\",\"prompt\":\"x\",\"options\":[\" a\",\"" +
+                                             words + "\"],\"answer\":0}\n");
+  expect(q8 + " --tasks " + (folder_ / "long.jsonl"), 1,
+         "long.jsonl:1: the prompt and option 1 take");
+}
+
+}  // namespace
+}  // namespace nibble
