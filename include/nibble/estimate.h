@@ -11,6 +11,7 @@
 
 #include "nibble/calibration.h"
 #include "nibble/gguf.h"
+#include "nibble/method.h"
 #include "nibble/model.h"
 #include "nibble/model_source.h"
 #include "nibble/parallel.h"
@@ -109,14 +110,6 @@ struct AdviceGoal {
   bool smallest = false;  // of those that fit the smallest, instead of the one with the least error
 };
 
-// How to quantize.
-enum class Method : uint8_t {
-  kPlain,          // by the weights alone
-  kImportance,     // errors weighed by how strong each input is: needs an importance matrix
-  kErrorFeedback,  // GPTQ: later columns make good what earlier ones lost; needs calibration text
-};
-const char* MethodName(Method method);  // "plain", "importance", "gptq"
-
 struct RankedType {
   size_t index = 0;                  // among the forecasts
   bool fits = false;                 // every limit
@@ -126,7 +119,9 @@ struct RankedType {
 struct Advice {
   std::vector<RankedType> ranking;  // the best first: those that fit, then the others
   bool found = false;               // the first one fits
-  Method method = Method::kPlain;   // for the first one
+  // How to quantize to the first one.
+  Method method = Method::kRtn;
+  bool importance = false;  // weighing errors by an importance matrix
   std::string method_reason;
 };
 

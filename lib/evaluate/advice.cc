@@ -56,32 +56,19 @@ void ChooseMethod(const TypeForecast& forecast, bool measured, Advice* advice) {
                             : std::isinf(figure) ? std::string("no error")
                                                  : Number("%.1f dB", figure);
   if (plain) {
-    advice->method = Method::kPlain;
     advice->method_reason = basis + ": calibration has next to nothing to win back";
   } else if (importance) {
-    advice->method = Method::kImportance;
+    advice->importance = true;
     advice->method_reason =
         basis + ": weighing errors by the inputs' strength helps, and calibration text is enough";
   } else {
-    advice->method = Method::kErrorFeedback;
+    advice->method = Method::kGptq;
     advice->method_reason =
         basis + ": errors are large; let later columns make good what earlier ones lost";
   }
 }
 
 }  // namespace
-
-const char* MethodName(Method method) {
-  switch (method) {
-    case Method::kPlain:
-      return "plain";
-    case Method::kImportance:
-      return "importance";
-    case Method::kErrorFeedback:
-      return "gptq";
-  }
-  return "";
-}
 
 Advice Advise(std::span<const TypeForecast> forecasts, const AdviceGoal& goal) {
   const bool measured = std::all_of(forecasts.begin(), forecasts.end(),

@@ -37,6 +37,8 @@ void AddVerify(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddPerplexity(CLI::App& app, Action& action);
 void AddEvaluate(CLI::App& app, Action& action);
+void AddEstimate(CLI::App& app, Action& action);
+void AddAdvise(CLI::App& app, Action& action);
 
 // Prints the reason on stderr. A contradiction in what was asked is misuse, all else a failure.
 int Fail(const Status& status);

@@ -37,6 +37,8 @@ int Run(int argc, char** argv) {
   AddGenerate(app, action);
   AddPerplexity(app, action);
   AddEvaluate(app, action);
+  AddEstimate(app, action);
+  AddAdvise(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

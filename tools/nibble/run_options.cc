@@ -11,19 +11,23 @@ namespace nibble::tools {
 void AddRunOptions(CLI::App& command, RunOptions& options) {
   static const std::map<std::string, Precision> precisions = {
       {"int8", Precision::kInt8}, {"bf16", Precision::kBf16}, {"f32", Precision::kF32}};
+  command
+      .add_option("--precision", options.precision,
+                  "Arithmetic of the products: int8 (default), bf16 or f32, which is exact")
+      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case).description(""));
+  AddCacheOptions(command, options.cache);
+}
+
+void AddCacheOptions(CLI::App& command, KvCacheOptions& options) {
   static const std::map<std::string, CacheType> caches = {{"f16", CacheType::kF16},
                                                           {"q8_0", CacheType::kQ8_0},
                                                           {"q4_0", CacheType::kQ4_0},
                                                           {"int8", CacheType::kInt8}};
   command
-      .add_option("--precision", options.precision,
-                  "Arithmetic of the products: int8 (default), bf16 or f32, which is exact")
-      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case).description(""));
-  command
-      .add_option("--cache-keys", options.cache.keys,
+      .add_option("--cache-keys", options.keys,
                   "Type of cached keys: f16 (default), q8_0, q4_0, int8")
       ->transform(CLI::CheckedTransformer(caches, CLI::ignore_case).description(""));
-  command.add_option("--cache-values", options.cache.values, "Type of cached values, likewise")
+  command.add_option("--cache-values", options.values, "Type of cached values, likewise")
       ->transform(CLI::CheckedTransformer(caches, CLI::ignore_case).description(""));
 }
 

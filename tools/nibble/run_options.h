@@ -15,6 +15,8 @@ struct RunOptions {
 };
 
 void AddRunOptions(CLI::App& command, RunOptions& options);
+// Of the above, those of the cache alone.
+void AddCacheOptions(CLI::App& command, KvCacheOptions& options);
 
 // The whole of a text file.
 Result<std::string> ReadTextFile(const std::string& path);
