@@ -26,8 +26,8 @@ struct ModelShape {
   std::vector<GgufTensorInfo> tensors;
 };
 
-// A dense Llama-family model of about so many weights in f16, of usual proportions: layers of 128
-// times their number in width, heads of 128, 8 for keys and values, 32,000 tokens.
+// A dense Llama-family model of about so many weights in f16, of usual proportions: about 128
+// times as wide as it has layers, heads of 128, 8 for keys and values, 32,000 tokens.
 Result<ModelShape> UsualShape(uint64_t weights);
 
 // What the tensors of a model cost each token.

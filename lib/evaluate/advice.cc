@@ -60,7 +60,7 @@ void ChooseMethod(const TypeForecast& forecast, bool measured, Advice* advice) {
   } else if (importance) {
     advice->importance = true;
     advice->method_reason =
-        basis + ": weighing errors by the inputs' strength helps, and calibration text is enough";
+        basis + ": an importance matrix, which weighs errors by the inputs' strength, will do";
   } else {
     advice->method = Method::kGptq;
     advice->method_reason =

@@ -47,22 +47,27 @@ double LeastSeconds(int turns, const Function& function) {
 
 Result<ModelShape> UsualShape(uint64_t weights) {
   constexpr int64_t kHeadDim = 128, kVocabulary = 32000;
-  if (weights < 50'000'000 || weights > 4'000'000'000'000) {
-    return InvalidArgument("a usual shape has from 50 million to 4 trillion weights");
+  if (weights < 100'000'000 || weights > 4'000'000'000'000) {
+    return InvalidArgument("a usual shape has from 100 million to 4 trillion weights");
   }
-  const auto count = [](int64_t layers) {  // 4 + 3 * 8/3 matrices of width^2, fewer for k and v
-    const double width = static_cast<double>(kHeadDim * layers);
-    const double kv =
-        static_cast<double>(std::min<int64_t>(8, layers)) / static_cast<double>(layers);
-    return width * width * (2 + 2 * kv + 8) * static_cast<double>(layers) + 2 * width * kVocabulary;
+  const auto layer_of = [](int64_t width) {  // 4 + 3 * 8/3 matrices of width^2, less for k and v
+    const double w = static_cast<double>(width);
+    return w * (2 * w + 2 * std::min(8.0 * kHeadDim, w) + 8 * w);
   };
-  int64_t layers = 2;
-  while (std::abs(count(layers + 1) - static_cast<double>(weights)) <
-         std::abs(count(layers) - static_cast<double>(weights))) {
-    ++layers;
-  }
-  const int64_t width = kHeadDim * layers;
-  const int64_t kv_width = kHeadDim * std::min<int64_t>(8, layers);
+  const auto tables_of = [](int64_t width) {
+    return 2.0 * kVocabulary * static_cast<double>(width);
+  };
+  const double total = static_cast<double>(weights);
+  const auto proportioned = [&](int64_t width) {  // with as many layers as heads
+    return tables_of(width) + layer_of(width) * static_cast<double>(width / kHeadDim);
+  };
+  // A multiple of 1024: every block format fits, and 8 key heads serve all others alike.
+  int64_t width = 1024;
+  while (proportioned(width + 1024) * proportioned(width) < total * total) width += 1024;
+  const int64_t layers =
+      std::max<int64_t>(1, std::llround((total - tables_of(width)) / layer_of(width)));
+  const int64_t heads = width / kHeadDim;
+  const int64_t kv_width = kHeadDim * std::min<int64_t>(8, heads);
   const int64_t ffn = (width * 8 / 3 + 255) / 256 * 256;
   ModelShape shape;
   GgufMetadata& m = shape.metadata;
@@ -71,7 +76,7 @@ Result<ModelShape> UsualShape(uint64_t weights) {
   m.Set("llama.embedding_length", static_cast<uint32_t>(width));
   m.Set("llama.block_count", static_cast<uint32_t>(layers));
   m.Set("llama.feed_forward_length", static_cast<uint32_t>(ffn));
-  m.Set("llama.attention.head_count", static_cast<uint32_t>(layers));
+  m.Set("llama.attention.head_count", static_cast<uint32_t>(heads));
   m.Set("llama.attention.head_count_kv", static_cast<uint32_t>(kv_width / kHeadDim));
   const auto add = [&](const std::string& name, std::vector<int64_t> dims) {
     GgufTensorInfo tensor;

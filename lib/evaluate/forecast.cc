@@ -92,7 +92,7 @@ Status Sample(const ModelSource& source, const ModelPlan& plan, const ForecastOp
     forecast->quantize_memory =
         std::max<uint64_t>(forecast->quantize_memory, held + (scalar ? 0 : piece * sizeof(float)) +
                                                           task.bytes * piece / weights);
-    if (to == tensor.format && !scalar) continue;  // passes as it is
+    if (tensor.dims.size() < 2 || (to == tensor.format && !scalar)) continue;  // pass as they are
     Result<Tensor> sample = SampleRows(source, tensor, options.sample_weights);
     if (!sample.ok()) return std::move(sample).status().WithContext(tensor.name);
     const std::vector<float> importance = ImportanceOf(options.importance, tensor, to);

@@ -1,6 +1,6 @@
-// `nibble evaluate` through the real binary: its reports, its verdicts, what it refuses.
+// `nibble evaluate`, `estimate` and `advise` through the real binary: reports, verdicts, advice,
+// what they refuse.
 #include <filesystem>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -147,6 +147,61 @@ TEST_F(EvaluateTest, RefusesInOneLine) {
                                              words + "\"],\"answer\":0}\n");
   expect(q8 + " --tasks " + (folder_ / "long.jsonl"), 1,
          "long.jsonl:1: the prompt and option 1 take");
+}
+
+TEST_F(CliTest, EstimatesComeTrueAndAdviceKeepsTheLimits) {
+  const Outcome estimate =
+      Nibble("estimate " + kReferenceModel + " --json --quiet --type Q4_K_M --type Q2_K");
+  ASSERT_EQ(estimate.status, 0) << estimate.err;
+  const json types = json::parse(estimate.out)["types"];
+  ASSERT_EQ(types.size(), 2u);
+  const std::string made = folder_ / "q4.gguf";
+  ASSERT_EQ(Nibble("quantize " + kReferenceModel + " --type Q4_K_M --quiet -o " + made).status, 0);
+  EXPECT_EQ(types[0]["file_bytes"], std::filesystem::file_size(made));
+  EXPECT_GT(types[0]["snr_db"], types[1]["snr_db"]);
+  EXPECT_GT(types[0]["decode_limit"], 0);
+  EXPECT_EQ(types[0]["tensors"].size(), 57u);
+
+  const Outcome advice =
+      Nibble("advise " + kReferenceModel + " --json --quiet --max-size 5M --context 64");
+  ASSERT_EQ(advice.status, 0) << advice.err;
+  const json document = json::parse(advice.out);
+  const json& best = document["ranking"][0];
+  EXPECT_EQ(document["type"], best["type"]);
+  EXPECT_TRUE(best["fits"]);
+  EXPECT_LE(best["file_bytes"], 5000000);
+  EXPECT_EQ(best["memory"]["cache"], 64 * 8 * 2 * 4 * 32 * 2);  // layers, k and v, heads, f16
+  for (const json& other : document["ranking"]) {
+    if (other["fits"]) {
+      EXPECT_GE(best["snr_db"], other["snr_db"]);
+    } else {
+      EXPECT_GT(other["file_bytes"], 5000000);
+      EXPECT_FALSE(other["reasons"].empty());
+    }
+  }
+  const Outcome words = Nibble("advise --params 7B --max-memory 6G --context 2048 --no-sample");
+  EXPECT_EQ(words.status, 0) << words.err;
+  EXPECT_NE(words.out.find("Take Q"), std::string::npos) << words.out;
+  EXPECT_NE(words.err.find("note: a usual shape: 38 layers"), std::string::npos) << words.err;
+}
+
+TEST_F(CliTest, EstimateAndAdviseRefuseInOneLine) {
+  const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
+    const Outcome outcome = Nibble(arguments);
+    EXPECT_EQ(outcome.status, status) << arguments;
+    ExpectOneLine(outcome, part);
+  };
+  expect("estimate", 2, "model");
+  expect("estimate " + kReferenceModel + " --params 7B", 2, "");
+  expect("estimate --params many", 2, "'many' is no number of weights");
+  expect("estimate --params 5", 2, "usual shape");
+  expect("estimate " + kReferenceModel + " --type Q9_Z", 2, "Q9_Z");
+  expect("estimate " + (folder_ / "none.gguf"), 1, "none.gguf");
+  const Outcome nothing =
+      Nibble("advise " + kReferenceModel + " --quiet --max-size 1k --type Q8_0 --type Q2_K");
+  EXPECT_EQ(nothing.status, 1);
+  EXPECT_NE(nothing.out.find("times the limit"), std::string::npos);
+  EXPECT_EQ(nothing.err, "nibble: no type keeps within these limits\n");
 }
 
 }  // namespace

@@ -44,7 +44,9 @@ void PrintJson(const AdviseCommand& options, const Machine& machine,
 int Run(AdviseCommand options) {
   if (options.forecast.types.empty()) {
     for (const MixInfo& mix : AllMixes()) {
-      if (mix.mix != Mix::kF32) options.forecast.types.push_back(mix.name);
+      // MXFP4_MOE is Q8_0 but for experts.
+      if (mix.mix != Mix::kF32 && mix.mix != Mix::kMXFP4_MOE)
+        options.forecast.types.push_back(mix.name);
     }
   }
   Machine machine;
