@@ -34,6 +34,7 @@ void AddDequantize(CLI::App& app, Action& action);
 void AddInspect(CLI::App& app, Action& action);
 void AddCompare(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
+void AddBench(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddPerplexity(CLI::App& app, Action& action);
 void AddEvaluate(CLI::App& app, Action& action);

@@ -75,10 +75,6 @@ void PrintTables(const Evaluation& evaluation, const ReportSettings& settings) {
   fmt::print("\n{}\n", Conditions(evaluation, settings));
 }
 
-const char* PrecisionName(Precision precision) {
-  return precision == Precision::kF32 ? "f32" : precision == Precision::kBf16 ? "bf16" : "int8";
-}
-
 int Run(EvaluateCommand options) {
   if (options.text.empty() && options.tasks.empty()) {
     return Fail(

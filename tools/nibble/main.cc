@@ -36,6 +36,7 @@ int Run(int argc, char** argv) {
   AddVerify(app, action);
   AddGenerate(app, action);
   AddPerplexity(app, action);
+  AddBench(app, action);
   AddEvaluate(app, action);
   AddEstimate(app, action);
   AddAdvise(app, action);

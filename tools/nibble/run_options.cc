@@ -31,6 +31,10 @@ void AddCacheOptions(CLI::App& command, KvCacheOptions& options) {
       ->transform(CLI::CheckedTransformer(caches, CLI::ignore_case).description(""));
 }
 
+const char* PrecisionName(Precision precision) {
+  return precision == Precision::kF32 ? "f32" : precision == Precision::kBf16 ? "bf16" : "int8";
+}
+
 Result<std::string> ReadTextFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return IoError(path + ": " + std::strerror(errno));

@@ -18,6 +18,9 @@ void AddRunOptions(CLI::App& command, RunOptions& options);
 // Of the above, those of the cache alone.
 void AddCacheOptions(CLI::App& command, KvCacheOptions& options);
 
+// "int8", "bf16", "f32": as the option has it.
+const char* PrecisionName(Precision precision);
+
 // The whole of a text file.
 Result<std::string> ReadTextFile(const std::string& path);
 
