@@ -119,8 +119,16 @@ def make_models(nibble, folder):
 
 # ---------------------------------------------------------------- turns
 
+TURN_SECONDS = 120  # llama.cpp's threads spin while they wait: on a busy machine it hardly moves
+
+
 def turn(command):
-    result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    try:
+        result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True,
+                                timeout=TURN_SECONDS)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"model_speed: not done in {TURN_SECONDS} s, the machine is too busy (--threads 1 "
+                 f"stands that better): {' '.join(map(str, command))}")
     if result.returncode != 0:
         sys.exit(f"model_speed: exit {result.returncode}: {' '.join(map(str, command))}")
     return json.loads(result.stdout)
