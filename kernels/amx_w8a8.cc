@@ -14,6 +14,7 @@
 HWY_DIAGNOSTICS(push)
 #if HWY_COMPILER_GCC_ACTUAL
 HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wmaybe-uninitialized")
+HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wuninitialized")
 #endif
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-int8,avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
 #include "kernels/avx512_transpose-inl.h"
@@ -39,7 +40,10 @@ static_assert(sizeof(TileConfig) == 64);
 const TileConfig kTileConfig;
 
 void Enter() { _tile_loadconfig(&kTileConfig); }
-void Leave() { _tile_release(); }
+void Leave() {
+  _tile_release();
+  _mm_sfence();  // orders the streaming stores before whatever tells others that the task is done
+}
 
 void PackActivations(const W8A8Rows& a, int64_t m0, int8_t* slab) {
   const int64_t m_count = std::min(kRows, a.rows - m0);
@@ -88,41 +92,60 @@ void StoreTile(const int32_t* sums, const W8A8Rows& a, const float* weight_scale
       sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, output.bias + n0));
     }
     if (output.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
-    _mm512_mask_storeu_ps(out, mask, sum);
-  }
-}
-
-void Multiply(const int8_t* panel, const int8_t* slab, int64_t chunks, const W8A8Rows& a,
-              const float* weight_scales, const ProductOutput& output, int64_t m0, int64_t m_count,
-              int64_t n0, int64_t n_count) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t c = 0; c < chunks; ++c, panel += 2 * kTileBytes, slab += 2 * kTileBytes) {
-    _tile_loadd(4, panel, kTileStride);
-    _tile_loadd(6, slab, kTileStride);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, slab + kTileBytes, kTileStride);
-    _tile_dpbssd(1, 4, 7);
-    _tile_loadd(5, panel + kTileBytes, kTileStride);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
-  }
-  alignas(64) int32_t sums[4][256];
-  _tile_stored(0, sums[0], kTileStride);
-  _tile_stored(1, sums[1], kTileStride);
-  _tile_stored(2, sums[2], kTileStride);
-  _tile_stored(3, sums[3], kTileStride);
-  for (int tile = 0; tile < 4; ++tile) {
-    const int64_t n = tile / 2 * 16, m = tile % 2 * 16;
-    if (n < n_count && m < m_count) {
-      StoreTile(sums[tile], a, weight_scales + n, output, m0 + m, m_count - m, n0 + n, n_count - n);
+    if (mask == 0xFFFF && !output.accumulate && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
+      // Past the caches: whole lines that were not read before, of an output larger than them.
+      _mm512_stream_ps(out, sum);
+    } else {
+      _mm512_mask_storeu_ps(out, mask, sum);
     }
   }
 }
 
-constexpr TilesW8A8 kAmx = {Enter, Leave, PackActivations, PackWeights, Multiply};
+// The slab stays in the first-level cache, panels pass by.
+void Multiply(const int8_t* panel, const int8_t* slab, int64_t chunks, bool first, int32_t* sums) {
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, kTileStride);
+    _tile_loadd(1, sums + 256, kTileStride);
+    _tile_loadd(2, sums + 512, kTileStride);
+    _tile_loadd(3, sums + 768, kTileStride);
+  }
+  const char* next = reinterpret_cast<const char*>(sums + kW8A8Sums);
+  for (int64_t c = 0; c < chunks; ++c, panel += 2 * kTileBytes, slab += 2 * kTileBytes) {
+    // The sums of the next product, which lie behind these.
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(next + 64 * i, 1, 3);
+    next += 256;
+    _tile_loadd(6, slab, kTileStride);
+    _tile_stream_loadd(4, panel, kTileStride);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, slab + kTileBytes, kTileStride);
+    _tile_dpbssd(1, 4, 7);
+    _tile_stream_loadd(5, panel + kTileBytes, kTileStride);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, sums, kTileStride);
+  _tile_stored(1, sums + 256, kTileStride);
+  _tile_stored(2, sums + 512, kTileStride);
+  _tile_stored(3, sums + 768, kTileStride);
+}
+
+void Store(const int32_t* sums, const W8A8Rows& a, const float* weight_scales,
+           const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0, int64_t n_count) {
+  for (int tile = 0; tile < 4; ++tile) {
+    const int64_t n = tile / 2 * 16, m = tile % 2 * 16;
+    if (n < n_count && m < m_count) {
+      StoreTile(sums + 256 * tile, a, weight_scales + n, output, m0 + m, m_count - m, n0 + n,
+                n_count - n);
+    }
+  }
+}
+
+constexpr TilesW8A8 kAmx = {Enter, Leave, PackActivations, PackWeights, Multiply, Store};
 
 }  // namespace
 }  // namespace nibble

@@ -215,8 +215,12 @@ constexpr int64_t kAlign = 64;     // columns of a vector or tile
 constexpr int64_t kTileRows = 32;  // of a panel and a slab
 // Fewer activation rows would leave most of a tile empty.
 constexpr int64_t kFewestTileRows = 12;
-// Activation rows whose slabs stay in the second-level cache beside a panel.
-constexpr int64_t kSlabRows = 256;
+// Columns of which a slab stays in the first-level cache while panels pass by.
+constexpr int64_t kTileCols = 1024;
+// Weight and activation rows of a task: its panels take an eighth, its sums a quarter of a
+// second-level cache of 2 MiB.
+constexpr int64_t kTaskRows = 256;
+constexpr int64_t kTaskActivations = 512;
 // Weight rows that are multiplied with all activation rows before the next: they stay in the
 // second-level cache.
 constexpr int64_t kPanelRows = 64;
@@ -252,6 +256,50 @@ void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, int
           }
         }
       }
+    }
+  }
+}
+
+// Memory of one worker for tiles.
+struct TileScratch {
+  int8_t* panels;
+  int32_t* sums;
+};
+
+// Weight rows [first, last) by activation rows [m_first, m_last), in tiles. `slab` begins with the
+// first of all activation rows.
+void MultiplyTiles(const TilesW8A8& tiles, const Product<W8A8Weights>& product, const W8A8Rows& a,
+                   const int8_t* slab, int64_t first, int64_t last, int64_t m_first, int64_t m_last,
+                   const TileScratch& scratch) {
+  const PlanarPlanes& planes = product.weights.planes;
+  const int8_t* codes = reinterpret_cast<const int8_t*>(planes.codes);
+  const int64_t n_panels = DivideUp(last - first, kTileRows);
+  const auto sums_of = [&](int64_t n0, int64_t m0) {
+    return scratch.sums +
+           ((m0 - m_first) / kTileRows * n_panels + (n0 - first) / kTileRows) * kW8A8Sums;
+  };
+  for (int64_t col = 0; col < planes.cols; col += kTileCols) {
+    const int64_t count = std::min(kTileCols, planes.cols - col);
+    for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
+      tiles.pack_weights(codes + n0 * planes.cols + col, planes.cols,
+                         std::min(kTileRows, last - n0), count,
+                         scratch.panels + (n0 - first) * kTileCols);
+    }
+    for (int64_t m0 = m_first; m0 < m_last; m0 += kTileRows) {
+      for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
+        tiles.multiply(scratch.panels + (n0 - first) * kTileCols,
+                       slab + m0 * a.stride + col * kTileRows, DivideUp(count, kAlign), col == 0,
+                       sums_of(n0, m0));
+      }
+    }
+  }
+  // A stretch of each output row at a time: panel by panel would touch its pages again and again.
+  float weight_scales[kTaskRows] = {};
+  for (int64_t n = first; n < last; ++n) weight_scales[n - first] = WeightScale(planes, n);
+  for (int64_t m0 = m_first; m0 < m_last; m0 += kTileRows) {
+    for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
+      tiles.store(sums_of(n0, m0), a, weight_scales + (n0 - first), product.output, m0,
+                  std::min(kTileRows, m_last - m0), n0, std::min(kTileRows, last - n0));
     }
   }
 }
@@ -316,10 +364,10 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
            products[i].activations.cols <= kW8A8BlockCols;
   };
 
-  // Slabs and panels of the tile unit.
+  // Slabs of the tile unit.
   std::vector<int64_t> slab_begins;
   TaskList slab_tasks;
-  int64_t slab_bytes = 0, weight_rows = 0, panel_bytes = 0;
+  int64_t slab_bytes = 0, weight_rows = 0, most_rows = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     const bool shared = i > 0 && layout.Begin(i) == layout.Begin(i - 1);
     slab_begins.push_back(shared ? slab_begins.back() : slab_bytes);
@@ -328,42 +376,35 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
     slab_tasks.Add(slabs);
     slab_bytes += slabs * kTileRows * rounded[i].stride;
     weight_rows += products[i].weights.planes.rows;
-    if (in_tiles(i)) panel_bytes = std::max(panel_bytes, kTileRows * rounded[i].stride);
+    if (in_tiles(i)) most_rows = std::max(most_rows, products[i].activations.rows);
   }
+  const int64_t task_rows = RowsPerTask(weight_rows, kTileRows, kTaskRows, workers);
+  const int64_t sums_each = task_rows * std::min(kTaskActivations, RoundUp(most_rows, kTileRows));
   auto slabs = hwy::AllocateAligned<int8_t>(static_cast<size_t>(slab_bytes) + 1);
-  auto panels = hwy::AllocateAligned<int8_t>(static_cast<size_t>(workers * panel_bytes) + 1);
-  if (!slabs || !panels) return OutOfMemory("matmul: no memory for packed operands");
+  auto panels = hwy::AllocateAligned<int8_t>(
+      static_cast<size_t>(most_rows > 0 ? workers * task_rows * kTileCols : 1));
+  auto tile_sums = hwy::AllocateAligned<int32_t>(static_cast<size_t>(workers * sums_each) + 1);
+  if (!slabs || !panels || !tile_sums) return OutOfMemory("matmul: no memory for packed operands");
   parallel(slab_tasks.count(), [&](int64_t index, int) {
     const auto [i, slab] = slab_tasks.At(index);
     tiles->pack_activations(rounded[i], slab * kTileRows,
                             slabs.get() + slab_begins[i] + slab * kTileRows * rounded[i].stride);
   });
 
-  const int64_t task_rows = RowsPerTask(weight_rows, kTileRows, 16 * kTileRows, workers);
   TaskList tasks;
   for (const auto& product : products) tasks.Add(DivideUp(product.weights.planes.rows, task_rows));
   parallel(tasks.count(), [&](int64_t index, int worker) {
     const auto [i, task] = tasks.At(index);
-    const PlanarPlanes& planes = products[i].weights.planes;
-    const int64_t first = task * task_rows, last = std::min(planes.rows, first + task_rows);
+    const int64_t first = task * task_rows;
+    const int64_t last = std::min(products[i].weights.planes.rows, first + task_rows);
     if (!in_tiles(i)) return MultiplyVectors(products[i], rounded[i], first, last);
-    const int64_t stride = rounded[i].stride, m_rows = rounded[i].rows;
-    int8_t* panel = panels.get() + worker * panel_bytes;
     tiles->enter();
-    for (int64_t m_block = 0; m_block < m_rows; m_block += kSlabRows) {
-      const int64_t m_end = std::min(m_rows, m_block + kSlabRows);
-      for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
-        const int64_t n_count = std::min(kTileRows, last - n0);
-        tiles->pack_weights(reinterpret_cast<const int8_t*>(planes.codes) + n0 * planes.cols,
-                            planes.cols, n_count, planes.cols, panel);
-        float weight_scales[kTileRows] = {};
-        for (int64_t n = 0; n < n_count; ++n) weight_scales[n] = WeightScale(planes, n0 + n);
-        for (int64_t m0 = m_block; m0 < m_end; m0 += kTileRows) {
-          tiles->multiply(panel, slabs.get() + slab_begins[i] + m0 * stride, stride / kAlign,
-                          rounded[i], weight_scales, products[i].output, m0,
-                          std::min(kTileRows, m_rows - m0), n0, n_count);
-        }
-      }
+    const int64_t m_rows = rounded[i].rows;
+    for (int64_t m = 0; m < m_rows; m += kTaskActivations) {
+      MultiplyTiles(
+          *tiles, products[i], rounded[i], slabs.get() + slab_begins[i], first, last, m,
+          std::min(m_rows, m + kTaskActivations),
+          {panels.get() + worker * task_rows * kTileCols, tile_sums.get() + worker * sums_each});
     }
     tiles->leave();
   });

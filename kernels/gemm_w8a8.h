@@ -38,7 +38,9 @@ struct W8A8Rows {
   const int32_t* sums = nullptr;  // [rows]: of the codes
 };
 
-// The tile unit's part: sums of 32 x 32 products of bytes.
+// The tile unit's part: 32 x 32 sums of products of bytes, four tiles of [n][m]: (n, m) = (0, 0),
+// (0, 16), (16, 0), (16, 16).
+inline constexpr int64_t kW8A8Sums = 32 * 32;
 struct TilesW8A8 {
   void (*enter)();
   void (*leave)();
@@ -49,10 +51,13 @@ struct TilesW8A8 {
   // row's 64 columns side by side.
   void (*pack_weights)(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols,
                        int8_t* panel);
-  // out[m0 + m, n0 + n] for m < m_count, n < n_count, of `chunks` of 64 columns.
-  void (*multiply)(const int8_t* panel, const int8_t* slab, int64_t chunks, const W8A8Rows& rows,
-                   const float* weight_scales, const ProductOutput& output, int64_t m0,
-                   int64_t m_count, int64_t n0, int64_t n_count);
+  // sums = (first ? 0 : sums) + panel x slab^T over `chunks` of 64 columns.
+  void (*multiply)(const int8_t* panel, const int8_t* slab, int64_t chunks, bool first,
+                   int32_t* sums);
+  // Scales sums and writes them to out[m0 + m, n0 + n] for m < m_count, n < n_count.
+  void (*store)(const int32_t* sums, const W8A8Rows& rows, const float* weight_scales,
+                const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0,
+                int64_t n_count);
 };
 
 // Null where the processor has no tiles or the system refuses them.
