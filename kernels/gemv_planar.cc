@@ -245,6 +245,17 @@ void DecodeDouble(const PlanarInt8& weights, int64_t first, int64_t count, float
   }
 }
 
+// Asks for the scales and zeros of a row that will come: one row's are too few for the processor to
+// see a stream in them.
+HWY_INLINE void PrefetchRowScales(const PlanarPlanes& p, int64_t row) {
+  const auto prefetch = [&](const uint8_t* plane, size_t width) {
+    const int64_t bytes = p.groups * static_cast<int64_t>(width);
+    for (int64_t i = 0; i < bytes + 63; i += 64) hwy::Prefetch(plane + row * bytes + i);
+  };
+  prefetch(p.scales, p.scheme.double_quant ? 1 : DTypeBytes(p.scheme.scale_dtype));
+  if (!p.scheme.symmetric) prefetch(p.zeros, DTypeBytes(p.scheme.zero_dtype));
+}
+
 // The scales of a row, zeros behind them, and what each sum of activations takes off:
 // scale * (zero + offset).
 void DecodeRowScales(const PlanarInt8& weights, int64_t row, int64_t groups, float* scales,
@@ -328,6 +339,7 @@ void MultiplyRows(const PlanarInt8& weights, const int64_t* rows, int row_count,
   for (int s = 0; s < row_count; ++s) {
     const RowScratch scratch(memory + s * stride, a.groups);
     DecodeRowScales(weights, rows[s], a.groups, scratch.scales, scratch.takes_off);
+    if (kGrouped && rows[s] + 2 < p.rows) PrefetchRowScales(p, rows[s] + 2);
     std::memset(scratch.sums, 0, sizeof(float) * hn::Lanes(df) * static_cast<size_t>(m_count));
   }
   for (int64_t byte = 0; byte < code_bytes; byte += kUnitBytes) {

@@ -75,6 +75,36 @@ void UnpackBits(const uint8_t* HWY_RESTRICT stream, int64_t count, uint8_t* HWY_
   }
 }
 
+// Codes of 3, 5, 6 and 7 bits: 16-bit windows that begin in a code's first byte, shifted by lane.
+template <int kBits>
+void UnpackOdd(const uint8_t* HWY_RESTRICT stream, int64_t count, uint8_t* HWY_RESTRICT codes) {
+  int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::CappedTag<uint16_t, 16> d;
+  const hn::Repartition<uint8_t, decltype(d)> d8;
+  const hn::Rebind<uint8_t, decltype(d)> half;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  // Every 16 bytes of the vector hold eight windows, and all see the same 16 bytes of the stream.
+  alignas(32) uint8_t bytes[32] = {};
+  alignas(32) uint16_t shifts[16] = {};
+  for (int lane = 0; lane < 16; ++lane) {
+    bytes[2 * lane] = static_cast<uint8_t>(lane * kBits / 8);
+    bytes[2 * lane + 1] = static_cast<uint8_t>(lane * kBits / 8 + 1);
+    shifts[lane] = static_cast<uint16_t>(lane * kBits % 8);
+  }
+  const auto windows = hn::Load(d8, bytes);
+  const auto shift = hn::Load(d, shifts);
+  const auto mask = hn::Set(d, (1 << kBits) - 1);
+  const int64_t step = lanes * kBits / 8, end = PlanarRowBytes(kBits, count);
+  for (int64_t at = 0; i + lanes <= count && at + 16 <= end; i += lanes, at += step) {
+    const auto here = hn::TableLookupBytes(hn::LoadDup128(d8, stream + at), windows);
+    const auto code = hn::And(hn::Shr(hn::BitCast(d, here), shift), mask);
+    hn::StoreU(hn::TruncateTo(half, code), half, codes + i);
+  }
+#endif
+  UnpackBits<kBits>(stream + i / 8 * kBits, count - i, codes + i);
+}
+
 template <int kBits>
 void PackBits(const uint8_t* HWY_RESTRICT codes, int64_t count, uint8_t* HWY_RESTRICT stream) {
   for (int64_t w = 0; w * 8 < count; ++w) {
@@ -108,15 +138,15 @@ void Unpack(const uint8_t* stream, int bits, int64_t count, uint8_t* codes) {
     case 2:
       return UnpackBits<2>(stream, count, codes);
     case 3:
-      return UnpackBits<3>(stream, count, codes);
+      return UnpackOdd<3>(stream, count, codes);
     case 4:
       return UnpackNibbles(stream, count, codes);
     case 5:
-      return UnpackBits<5>(stream, count, codes);
+      return UnpackOdd<5>(stream, count, codes);
     case 6:
-      return UnpackBits<6>(stream, count, codes);
+      return UnpackOdd<6>(stream, count, codes);
     case 7:
-      return UnpackBits<7>(stream, count, codes);
+      return UnpackOdd<7>(stream, count, codes);
     default:
       std::memcpy(codes, stream, static_cast<size_t>(count));
   }
