@@ -32,8 +32,7 @@ struct Criterion {
   std::string task;  // of kTaskDrop
   Estimate value;
   double limit = 0;
-  // A limit may be reached; a mean that ought to equal it may be off by a rounding.
-  bool passed() const { return value.value <= limit + 1e-9; }
+  bool passed() const { return value.value <= limit; }
 };
 
 struct TensorComparison {
