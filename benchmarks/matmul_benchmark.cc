@@ -9,6 +9,7 @@
 //   vs_ggml    ggml's best time / the packed product's time
 //   vs_openvino  OpenVINO's time with a format of about as many bits / the packed product's time (not
 //              for few activation rows, whose copies it cannot cycle through)
+//   canonical_...      the same from canonical weights
 //   canonical_vs_ggml  ggml's time with plain weights / the canonical product's time
 //
 // Few activation rows cycle through 256 MiB of matrices, so that weights come from memory as they
@@ -37,14 +38,23 @@ struct Shape {
 constexpr Shape kShapes[] = {{4096, 4096}, {11008, 4096}, {4096, 11008},
                              {2048, 2048}, {1536, 576},   {128256, 4096}};
 
-// Blocks of random codes whose half-precision scales are small finite numbers: no code is slower.
+// Random codes whose scales are of ordinary size: no code is slower than another, but numbers
+// beside zero are.
 QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols) {
   auto tensor = QuantizedTensor::Allocate(format, rows, cols);
   if (!tensor.ok()) std::abort();
+  const FormatInfo& info = GetFormatInfo(format);
+  const std::span<std::byte> bytes = tensor->plane(Plane::kCodes).mutable_bytes();
   uint32_t state = 1;
-  for (std::byte& b : tensor->plane(Plane::kCodes).mutable_bytes()) {
+  for (std::byte& b : bytes) {
     state = state * 1664525u + 1013904223u;
     b = static_cast<std::byte>((state >> 24) & 0x3B);  // as halves: below 2
+  }
+  // The bytes of exponents: of each number, or of each block.
+  const bool has_exponent = info.block_weights == 1 || format == Format::kMXFP4;
+  const size_t exponent = info.block_weights == 1 ? info.block_bytes - 1 : 0;
+  for (size_t at = 0; has_exponent && at < bytes.size(); at += info.block_bytes) {
+    bytes[at + exponent] = static_cast<std::byte>(info.block_weights == 1 ? 0x3B : 0x78);
   }
   return *std::move(tensor);
 }
@@ -144,6 +154,11 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
   state.counters["canonical_GFLOP/s"] = operations / canonical_seconds / 1e9;
   if (m_rows <= kFewRows) {
     state.counters["of_limit"] = limit.Median() / seconds;
+    // As many bytes as canonical blocks have would take their share of that time.
+    const double share = static_cast<double>(blocks.size()) / static_cast<double>(first->bytes());
+    state.counters["canonical_of_limit"] = share * limit.Median() / canonical_seconds;
+    state.counters["canonical_GB/s"] =
+        static_cast<double>(blocks.size()) * copies / canonical_seconds / 1e9;
   } else if (bare.run != nullptr) {
     const double most = bare.operations * threads / limit.Median();
     state.counters["of_limit"] = operations / seconds / most;

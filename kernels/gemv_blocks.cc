@@ -1,6 +1,7 @@
 #include "kernels/gemv_blocks.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
@@ -25,14 +26,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 // How far ahead, in its stream, weights are asked for.
 constexpr int kPrefetchBytes = 1024;
 
-using D8 = Bytes32;
-using DS8 = hn::RebindToSigned<D8>;
-using DI = hn::Repartition<int32_t, D8>;
-using DF = hn::RebindToFloat<DI>;
-using V8 = hn::Vec<D8>;
-using VS8 = hn::Vec<DS8>;
-using VI = hn::Vec<DI>;
-using VF = hn::Vec<DF>;
+// Tags of vectors of bytes, and of the sums and factors of their dot products.
+template <class D>
+using Ints = hn::Repartition<int32_t, D>;
+template <class D>
+using Floats = hn::RebindToFloat<Ints<D>>;
+
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+using Widest = hn::CappedTag<uint8_t, 64>;
+#else
+using Widest = Bytes32;
+#endif
 
 // Dot products of four bytes at a time. Bytes of weights are at most 128 where kSmall.
 template <bool kSmall, class D>
@@ -64,6 +68,26 @@ constexpr float Offset() {
   return kStoredOffset<Block>;
 }
 
+// Eight halves from as many places.
+template <class Bits>
+HWY_INLINE void LoadHalves(const Bits& bits, float* out) {
+#if NIBBLE_HAVE_F16_CONVERSION
+  const Floats<Bytes32> df;
+  const hn::CappedTag<uint16_t, 8> d16;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  alignas(16) uint16_t halves[8];
+  hn::Store(hn::Dup128VecFromValues(d16, bits(0), bits(1), bits(2), bits(3), bits(4), bits(5),
+                                    bits(6), bits(7)),
+            d16, halves);
+  for (size_t i = 0; i < 8; i += hn::Lanes(df)) {
+    const auto part = hn::LoadU(hn::Rebind<uint16_t, decltype(df)>(), halves + i);
+    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dh, part)), df, out + i);
+  }
+#else
+  for (int i = 0; i < 8; ++i) out[i] = ToFloat(F16{bits(i)});
+#endif
+}
+
 // One format's unit of 256 columns.
 template <class CodecT>
 struct Unit {
@@ -73,19 +97,43 @@ struct Unit {
   static constexpr int kGroup = Codec::kGroup < 32 ? Codec::kGroup : 32;
   static constexpr int kGroups = kUnitCols / kGroup;
   static constexpr bool kSmall = kStoredOffset<Block> < 128;
+  static constexpr bool kHasMin = Codec::kHasMin || Offset<Block>() != 0;
+
+  // Super-blocks in the widest vectors there are; ternary digits take 32 bytes at a time.
+  static constexpr bool kWide =
+      IsWide(Widest()) && kBlocks == 1 && !std::is_same_v<Block, BlockTQ1_0>;
+  using D = std::conditional_t<kWide, Widest, Bytes32>;
+  static constexpr CodeOrder kOrder = kWide ? kWideOrder<Block> : CodeOrder::kNatural;
 
   // A weight is scales[g] * (its stored code) - mins[g].
   static HWY_INLINE void LoadScales(const Block* blocks, float* scales, float* mins) {
+    const hn::CappedTag<float, kGroups> df;  // stored as they will be loaded
     if constexpr (kBlocks == 1) {
       UnpackScales(*blocks, scales, mins);
       if constexpr (Codec::kGroup > 32) {
-        for (int g = 1; g < kGroups; ++g) scales[g] = scales[0];
+        for (size_t g = 0; g < kGroups; g += hn::Lanes(df)) {
+          hn::StoreU(hn::Set(df, scales[0]), df, scales + g);
+        }
+      }
+    } else if constexpr (std::is_same_v<Block, BlockMXFP4>) {
+      const hn::RebindToSigned<decltype(df)> di;
+      const hn::Rebind<uint8_t, decltype(df)> d8;
+      uint64_t exponents = 0;
+      for (int i = 0; i < kBlocks; ++i) exponents |= uint64_t{blocks[i].e} << (8 * i);
+      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(&exponents);
+      for (size_t i = 0; i < kBlocks; i += hn::Lanes(df)) {
+        hn::StoreU(PowersOfTwo(df, hn::PromoteTo(di, hn::LoadU(d8, bytes + i))), df, scales + i);
       }
     } else {
-      for (int i = 0; i < kBlocks; ++i) UnpackScales(blocks[i], scales + i, mins + i);
+      LoadHalves([blocks](int i) { return blocks[i].d.bits; }, scales);
+      if constexpr (Codec::kHasMin) {
+        LoadHalves([blocks](int i) { return blocks[i].m.bits; }, mins);
+        for (size_t g = 0; g < kGroups; g += hn::Lanes(df)) {
+          hn::StoreU(hn::Neg(hn::LoadU(df, mins + g)), df, mins + g);
+        }
+      }
     }
     if constexpr (Offset<Block>() != 0) {
-      const DF df;
       for (size_t g = 0; g < kGroups; g += hn::Lanes(df)) {
         const auto scale = hn::LoadU(df, scales + g);
         hn::StoreU(hn::Mul(scale, hn::Set(df, Offset<Block>())), df, mins + g);
@@ -98,53 +146,126 @@ struct Unit {
     for (size_t i = 0; i < kBlocks; ++i) {
       const auto shifted = [&sink, i](auto d, auto stored, size_t k)
                                HWY_ATTR { sink(d, stored, i * Codec::kWeights + k); };
-      VisitCodes(blocks[i], shifted);
+      VisitCodes(D(), blocks[i], shifted);
     }
   }
 };
 
-// The scales of the columns that a vector of dots at column k covers, one for each lane.
-template <int kGroup, class DF>
-HWY_INLINE hn::Vec<DF> LaneScales(DF df, const float* scales, size_t k) {
-  const auto first = hn::Set(df, scales[k / kGroup]);
-  if constexpr (hn::MaxLanes(df) * 4 <= kGroup) {
-    return first;
-  } else {
-    return hn::ConcatLowerLower(df, hn::Set(df, scales[k / kGroup + 1]), first);
+// The factors of a unit's groups: scales of the weights times those of the activations. Each has
+//   Combine(..., sum)  sets them and returns `sum` less what the minima take off
+//   Lanes(place)       those of the codes from `place` on, one for each dot product of a vector
+// This one keeps them in memory.
+template <class D, int kGroup>
+struct GroupFactors {
+  using DF = Floats<D>;
+  static constexpr int kGroups = kUnitCols / kGroup;
+  alignas(64) float at[kGroups];
+
+  HWY_INLINE hn::Vec<DF> Combine(const float* w_scales, const float* w_mins, const float* a_scales,
+                                 const float* a_sums, bool has_min, hn::Vec<DF> sum) {
+    const DF df;
+    for (size_t g = 0; g < kGroups; g += hn::Lanes(df)) {
+      const auto scale = hn::Mul(hn::LoadU(df, w_scales + g), hn::LoadU(df, a_scales + g));
+      hn::Store(scale, df, at + g);
+      if (has_min) sum = hn::NegMulAdd(hn::LoadU(df, w_mins + g), hn::LoadU(df, a_sums + g), sum);
+    }
+    // Compilers would shuffle registers, of which there is one a cycle, to save these loads.
+    const float* place = at;
+    hwy::PreventElision(place);
+    return sum;
   }
+
+  HWY_INLINE hn::Vec<DF> Lanes(size_t place) const {
+    const DF df;
+    const size_t g = place / kGroup;
+    if constexpr (hn::MaxLanes(df) * 4 <= kGroup) {
+      return hn::Set(df, at[g]);
+    } else {
+      return hn::ConcatLowerLower(df, hn::Set(df, at[g + 1]), hn::Set(df, at[g]));
+    }
+  }
+};
+
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+// For each dot product of a wide vector the group of its codes.
+template <int kGroup, CodeOrder kOrder>
+struct LaneGroups {
+  alignas(64) int32_t at[kUnitCols / 64][16];
+  constexpr LaneGroups() : at() {
+    for (int place = 0; place < kUnitCols; place += 4) {
+      at[place / 64][place % 64 / 4] = ColumnAt(kOrder, place) / kGroup;
+    }
+  }
+};
+template <int kGroup, CodeOrder kOrder>
+inline constexpr LaneGroups<kGroup, kOrder> kLaneGroups;
+
+// This one keeps up to sixteen factors in a register.
+template <int kGroup, CodeOrder kOrder>
+struct WideFactors {
+  using DF = Floats<Widest>;
+  hn::Vec<DF> factors;
+
+  HWY_INLINE hn::Vec<DF> Combine(const float* w_scales, const float* w_mins, const float* a_scales,
+                                 const float* a_sums, bool has_min, hn::Vec<DF> sum) {
+    factors = hn::Mul(Load(w_scales), Load(a_scales));
+    return has_min ? hn::NegMulAdd(Load(w_mins), Load(a_sums), sum) : sum;
+  }
+  HWY_INLINE hn::Vec<DF> Lanes(size_t place) const {
+    const auto groups = hn::Load(Ints<Widest>(), kLaneGroups<kGroup, kOrder>.at[place / 64]);
+    return hn::TableLookupLanes(factors, hn::IndicesFromVec(DF(), groups));
+  }
+
+ private:
+  static HWY_INLINE hn::Vec<DF> Load(const float* groups) {
+    const DF df;
+    if constexpr (kGroup == 16) {
+      return hn::LoadU(df, groups);
+    } else {
+      return hn::ZeroExtendVector(df, hn::LoadU(hn::Half<DF>(), groups));
+    }
+  }
+};
+#endif
+
+template <class D, int kGroup, CodeOrder kOrder>
+struct FactorsFor {
+  using Type = GroupFactors<D, kGroup>;
+};
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+template <int kGroup, CodeOrder kOrder>
+struct FactorsFor<Widest, kGroup, kOrder> {
+  using Type = WideFactors<kGroup, kOrder>;
+};
+#endif
+
+// One unit times one activation row. `visit(sink)` gives the codes to sink(d, stored, place).
+template <class Unit, class D, class Visit>
+HWY_INLINE void MultiplyCodes(const float* w_scales, const float* w_mins, const int8_t* a_codes,
+                              const float* a_scales, const float* a_sums, const Visit& visit,
+                              float* sums) {
+  const Floats<D> df;
+  const hn::RebindToSigned<D> ds;
+  typename FactorsFor<D, Unit::kGroup, Unit::kOrder>::Type factors;
+  auto even = hn::Load(df, sums);
+  auto odd = factors.Combine(w_scales, w_mins, a_scales, a_sums, Unit::kHasMin, hn::Zero(df));
+  visit([&](auto d, auto stored, size_t place) HWY_ATTR {
+    const auto dots = DotQuads<Unit::kSmall>(d, stored, hn::LoadU(ds, a_codes + place));
+    auto& sum = place / hn::MaxLanes(d) % 2 == 0 ? even : odd;
+    sum = hn::MulAdd(hn::ConvertTo(df, dots), factors.Lanes(place), sum);
+  });
+  hn::Store(hn::Add(even, odd), df, sums);
 }
 
-// scales of the weights times those of the activations, and what the minima take off `sum`.
-template <int kGroups>
-HWY_INLINE VF CombineScales(const float* w_scales, const float* w_mins, const float* a_scales,
-                            const float* a_sums, float* combined, bool has_min, VF sum) {
-  const DF df;
-  for (size_t g = 0; g < kGroups; g += hn::Lanes(df)) {
-    const VF scale = hn::Mul(hn::LoadU(df, w_scales + g), hn::LoadU(df, a_scales + g));
-    hn::StoreU(scale, df, combined + g);
-    if (has_min) sum = hn::NegMulAdd(hn::LoadU(df, w_mins + g), hn::LoadU(df, a_sums + g), sum);
-  }
-  return sum;
-}
-
-// sums (of as many lanes as DF has) += one unit times one activation row.
+// sums (as many as a vector holds) += one unit times one activation row.
 template <class Unit>
 HWY_INLINE void MultiplyUnit(const typename Unit::Block* blocks, const int8_t* a_codes,
                              const float* a_scales, const float* a_sums, float* sums) {
-  const DF df;
-  alignas(64) float scales[Unit::kGroups], mins[Unit::kGroups], combined[Unit::kGroups];
+  alignas(64) float scales[Unit::kGroups], mins[Unit::kGroups];
   Unit::LoadScales(blocks, scales, mins);
-  constexpr bool kHasMin = Unit::Codec::kHasMin || Offset<typename Unit::Block>() != 0;
-  VF even = hn::Load(df, sums);
-  VF odd =
-      CombineScales<Unit::kGroups>(scales, mins, a_scales, a_sums, combined, kHasMin, hn::Zero(df));
-  Unit::VisitUnit(blocks, [&](auto d, auto stored, size_t k) HWY_ATTR {
-    const auto dots = DotQuads<Unit::kSmall>(d, stored, hn::LoadU(DS8(), a_codes + k));
-    const VF scale = LaneScales<Unit::kGroup>(df, combined, k);
-    VF& sum = k / 32 % 2 == 0 ? even : odd;
-    sum = hn::MulAdd(hn::ConvertTo(df, dots), scale, sum);
-  });
-  hn::Store(hn::Add(even, odd), df, sums);
+  MultiplyCodes<Unit, typename Unit::D>(
+      scales, mins, a_codes, a_scales, a_sums,
+      [&](const auto& sink) HWY_ATTR { Unit::VisitUnit(blocks, sink); }, sums);
 }
 
 // --- Several activation rows: a unit is unpacked once, into the first-level cache. ---
@@ -161,57 +282,15 @@ HWY_INLINE void UnpackUnit(const typename Unit::Block* blocks, UnpackedUnit& unp
                               HWY_ATTR { hn::Store(stored, d, unpacked.codes + k); });
 }
 
-// The same as MultiplyUnit for every format with groups of kGroup columns.
-template <int kGroup, bool kSmall>
-HWY_INLINE void MultiplyUnpacked(const UnpackedUnit& w, bool has_min, const int8_t* a_codes,
+// The same as MultiplyUnit.
+template <class Unit>
+HWY_INLINE void MultiplyUnpacked(const UnpackedUnit& w, const int8_t* a_codes,
                                  const float* a_scales, const float* a_sums, float* sums) {
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  // Two groups of 32 or four of 16 in a vector.
-  const hn::CappedTag<uint8_t, 64> d;
-  const hn::RebindToSigned<decltype(d)> ds;
-  const hn::Repartition<int32_t, decltype(d)> di;
-  const hn::RebindToFloat<decltype(di)> df;
-  const auto load = [df](const float* groups)
-                        HWY_ATTR { return hn::LoadN(df, groups, kUnitCols / kGroup); };
-  const auto scales = hn::Mul(load(w.scales), load(a_scales));
-  auto even = hn::Load(df, sums), odd = hn::Zero(df);
-  if (has_min) odd = hn::NegMulAdd(load(w.mins), load(a_sums), odd);
-  const auto group = hn::ShiftRight<(kGroup == 16 ? 2 : 3)>(hn::Iota(di, 0));
-  const auto step = [&](int k, auto sum) HWY_ATTR {
-    const auto dots = DotQuads<kSmall>(d, hn::Load(d, w.codes + k), hn::LoadU(ds, a_codes + k));
-    const auto at = hn::IndicesFromVec(df, hn::Add(group, hn::Set(di, k / kGroup)));
-    return hn::MulAdd(hn::ConvertTo(df, dots), hn::TableLookupLanes(scales, at), sum);
+  const Widest d;
+  const auto visit = [&](const auto& sink) HWY_ATTR {
+    for (size_t k = 0; k < kUnitCols; k += hn::Lanes(d)) sink(d, hn::Load(d, w.codes + k), k);
   };
-  even = step(0, even);
-  odd = step(64, odd);
-  even = step(128, even);
-  odd = step(192, odd);
-  hn::Store(hn::Add(even, odd), df, sums);
-#else
-  const D8 d;
-  const DF df;
-  constexpr int kGroups = kUnitCols / kGroup;
-  alignas(64) float combined[kGroups];
-  VF even = hn::Load(df, sums);
-  VF odd =
-      CombineScales<kGroups>(w.scales, w.mins, a_scales, a_sums, combined, has_min, hn::Zero(df));
-  const auto step = [&](size_t k, VF sum) HWY_ATTR {
-    const auto dots = DotQuads<kSmall>(d, hn::Load(d, w.codes + k), hn::LoadU(DS8(), a_codes + k));
-    return hn::MulAdd(hn::ConvertTo(df, dots), LaneScales<kGroup>(df, combined, k), sum);
-  };
-  for (size_t k = 0; k < kUnitCols; k += 2 * hn::Lanes(d)) {
-    even = step(k, even);
-    odd = step(k + hn::Lanes(d), odd);
-  }
-  hn::Store(hn::Add(even, odd), df, sums);
-#endif
-}
-
-HWY_INLINE float SumOf(const float* sums, int m_count) {
-  const DF df;
-  const hn::CappedTag<float, 16> wide;
-  return m_count == 1 ? hn::ReduceSum(df, hn::Load(df, sums))
-                      : hn::ReduceSum(wide, hn::Load(wide, sums));
+  MultiplyCodes<Unit, Widest>(w.scales, w.mins, a_codes, a_scales, a_sums, visit, sums);
 }
 
 // out[m * kStreams + s] = activation row m0 + m times row s of the streams, for m < m_count.
@@ -220,60 +299,80 @@ void MultiplyRows(const RowStreams& streams, bool aligned, const RoundedActivati
                   int m_count, float* out) {
   using Block = typename Unit::Block;
   constexpr int kBytes = sizeof(Block) * Unit::kBlocks;
-  constexpr bool kHasMin = Unit::Codec::kHasMin || Offset<Block>() != 0;
   alignas(64) float sums[kStreams][kMostGemvRows][16] = {};
   const int64_t groups = a.cols / Unit::kGroup;
   const int8_t* a_codes = a.codes + m0 * a.cols;
   const float* a_scales = a.scales + m0 * groups;
   const float* a_sums = a.sums + m0 * groups;
+  const auto multiply = [&](int s, const Block* blocks) HWY_ATTR {
+    if (m_count == 1) {
+      MultiplyUnit<Unit>(blocks, a_codes, a_scales, a_sums, sums[s][0]);
+      return;
+    }
+    UnpackedUnit unpacked;
+    UnpackUnit<Unit>(blocks, unpacked);
+    for (int m = 0; m < m_count; ++m) {
+      MultiplyUnpacked<Unit>(unpacked, a_codes + m * a.cols, a_scales + m * groups,
+                             a_sums + m * groups, sums[s][m]);
+    }
+  };
+
   const int64_t units = a.cols / kUnitCols;
-  for (int64_t u = 0; u < units; ++u) {
+  const int64_t whole = aligned ? streams.row_bytes / kBytes : 0;  // units to be read in place
+  for (int64_t u = 0; u < units;) {
+    // Two at a time, where there is little to do for each.
+    const int step = m_count == 1 && u + 2 <= whole ? 2 : 1;
     for (int s = 0; s < streams.count; ++s) {
       const std::byte* at = streams.row[s] + u * kBytes;
-      for (int line = 0; line < kBytes; line += 64) hwy::Prefetch(at + kPrefetchBytes + line);
+      for (int line = 0; line < step * kBytes; line += 64) {
+        hwy::Prefetch(at + kPrefetchBytes + line);
+      }
       const Block* blocks = reinterpret_cast<const Block*>(at);
-      Block copy[Unit::kBlocks];
-      if (!aligned || (u + 1) * kBytes > streams.row_bytes) {
-        // A unit that ends early or lies at an odd address.
-        const int64_t bytes = std::min<int64_t>(kBytes, streams.row_bytes - u * kBytes);
-        std::memset(copy, 0, sizeof(copy));
-        std::memcpy(copy, at, static_cast<size_t>(bytes));
-        blocks = copy;
-      }
-      if (m_count == 1) {
+      if (step == 2) {
         MultiplyUnit<Unit>(blocks, a_codes, a_scales, a_sums, sums[s][0]);
-        continue;
-      }
-      UnpackedUnit unpacked;
-      UnpackUnit<Unit>(blocks, unpacked);
-      for (int m = 0; m < m_count; ++m) {
-        MultiplyUnpacked<Unit::kGroup, Unit::kSmall>(unpacked, kHasMin, a_codes + m * a.cols,
-                                                     a_scales + m * groups, a_sums + m * groups,
-                                                     sums[s][m]);
+        MultiplyUnit<Unit>(blocks + Unit::kBlocks, a_codes + kUnitCols, a_scales + Unit::kGroups,
+                           a_sums + Unit::kGroups, sums[s][0]);
+      } else if (u < whole) {
+        multiply(s, blocks);
+      } else {
+        // A unit that ends early or lies at an odd address.
+        Block copy[Unit::kBlocks] = {};
+        const int64_t bytes = std::min<int64_t>(kBytes, streams.row_bytes - u * kBytes);
+        std::memcpy(copy, at, static_cast<size_t>(bytes));
+        multiply(s, copy);
       }
     }
-    a_codes += kUnitCols;
-    a_scales += Unit::kGroups;
-    a_sums += Unit::kGroups;
+    u += step;
+    a_codes += step * kUnitCols;
+    a_scales += step * Unit::kGroups;
+    a_sums += step * Unit::kGroups;
   }
+  // Lanes that a narrower vector left alone are 0.
+  const Floats<Widest> df;
   for (int m = 0; m < m_count; ++m) {
-    for (int s = 0; s < streams.count; ++s) out[m * kStreams + s] = SumOf(sums[s][m], m_count);
+    for (int s = 0; s < streams.count; ++s) {
+      out[m * kStreams + s] = hn::ReduceSum(df, hn::Load(df, sums[s][m]));
+    }
   }
 }
 
-using MultiplyRowsFunction = void (*)(const RowStreams& streams, bool aligned,
-                                      const RoundedActivations& a, int64_t m0, int m_count,
-                                      float* out);
-
-MultiplyRowsFunction FindMultiplyRows(Format format) {
-  MultiplyRowsFunction found = nullptr;
-  VisitCodec(format, [&](auto codec) { found = MultiplyRows<Unit<decltype(codec)>>; });
+BlockKernel FindBlockKernel(Format format) {
+  BlockKernel found;
+  VisitCodec(format, [&](auto codec) {
+    using Unit = Unit<decltype(codec)>;
+    found = {MultiplyRows<Unit>, Unit::kGroup, Unit::kOrder};
+  });
   return found;
 }
 
-// One activation row; columns beyond `cols` are 0.
-void RoundActivations(const float* row, int64_t cols, int64_t padded_cols, int group, int8_t* codes,
+// One activation row, its codes in the order that a kernel takes them; columns beyond `cols` are 0.
+void RoundActivations(const float* row, int64_t cols, const BlockKernel& kernel, int8_t* codes,
                       float* scales, float* sums) {
+  const int64_t padded_cols = RoundUp(cols, kUnitCols), group = kernel.group;
+  // Where sixteen columns of a unit go.
+  int place[kUnitCols / 16];
+  for (int to = 0; to < kUnitCols; to += 16) place[ColumnAt(kernel.order, to) / 16] = to;
+  std::memset(codes, 0, static_cast<size_t>(padded_cols));
   const hn::CappedTag<float, 16> df;
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Rebind<int8_t, decltype(df)> d8;
@@ -292,7 +391,9 @@ void RoundActivations(const float* row, int64_t cols, int64_t padded_cols, int g
     int32_t sum[2] = {0, 0};
     for (size_t i = 0; i < 32; i += lanes) {
       const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse));
-      hn::StoreU(hn::DemoteTo(d8, q), d8, codes + k + i);
+      const int64_t unit = k / kUnitCols * kUnitCols,
+                    at = (k - unit + static_cast<int64_t>(i)) / 16;
+      hn::StoreU(hn::DemoteTo(d8, q), d8, codes + unit + place[at] + i % 16);
       sum[i / 16] += hn::ReduceSum(di, q);
     }
     if (repeat == 1) sum[0] += sum[1];
@@ -305,7 +406,6 @@ void RoundActivations(const float* row, int64_t cols, int64_t padded_cols, int g
     const int64_t from = cols / per, to = padded_cols / per;
     std::memset(values + from, 0, static_cast<size_t>(to - from) * sizeof(*values));
   };
-  zero_rest(codes, 1);
   zero_rest(scales, group);
   zero_rest(sums, group);
 }
@@ -317,68 +417,36 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nibble {
 
-HWY_EXPORT(FindMultiplyRows);
+HWY_EXPORT(FindBlockKernel);
 HWY_EXPORT(RoundActivations);
 
 namespace {
 
 // What the rows of a format look like to the kernels.
 struct FormatRows {
-  int group = 0;  // columns of a scale, at most 32
+  BlockKernel kernel;
   int64_t row_bytes = 0;
   bool aligned = true;
 };
-
-// Sums of weight rows [first, first + count) with all activation rows.
-void MultiplyStreams(const Product<BlockWeights>& product, const RoundedActivations& a,
-                     const FormatRows& format, int64_t first, int64_t count) {
-  const auto multiply = NIBBLE_DISPATCH(FindMultiplyRows)(product.weights.format);
-  const ProductOutput& output = product.output;
-  const int64_t m_rows = product.activations.rows;
-  const int64_t part = DivideUp(count, kStreams);
-  for (int64_t i = 0; i < part; ++i) {
-    RowStreams streams;
-    streams.row_bytes = format.row_bytes;
-    for (int64_t n = i; n < count; n += part) {
-      streams.row[streams.count++] = product.weights.blocks + (first + n) * format.row_bytes;
-    }
-    for (int64_t m0 = 0; m0 < m_rows; m0 += kMostGemvRows) {
-      const int m_count = static_cast<int>(std::min<int64_t>(kMostGemvRows, m_rows - m0));
-      float products[kMostGemvRows * kStreams];
-      multiply(streams, format.aligned, a, m0, m_count, products);
-      for (int m = 0; m < m_count; ++m) {
-        float* out = output.Row(m0 + m) + first + i;
-        const float* bias = output.bias == nullptr ? nullptr : output.bias + first + i;
-        for (int s = 0; s < streams.count; ++s) {
-          float sum = products[m * kStreams + s];
-          if (bias != nullptr) sum += bias[s * part];
-          out[s * part] = output.accumulate ? out[s * part] + sum : sum;
-        }
-      }
-    }
-  }
-}
 
 }  // namespace
 
 Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
                         const ParallelFor& parallel) {
   std::vector<FormatRows> formats(products.size());
-  int64_t weight_rows = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     const BlockWeights& weights = products[i].weights;
     const bool known = VisitCodec(weights.format, [&](auto codec) {
       using Codec = decltype(codec);
       using Block = typename Codec::Block;
-      formats[i] = {Codec::kGroup < 32 ? Codec::kGroup : 32,
+      formats[i] = {NIBBLE_DISPATCH(FindBlockKernel)(weights.format),
                     weights.cols / Codec::kWeights * static_cast<int64_t>(sizeof(Block)),
                     reinterpret_cast<uintptr_t>(weights.blocks) % alignof(Block) == 0};
     });
     if (!known) return Unsupported("matmul: not a block format");
-    weight_rows += weights.rows;
   }
   const RoundedLayout layout(
-      products, [&](size_t i) { return formats[i].group == formats[i - 1].group; },
+      products, [&](size_t i) { return formats[i].kernel.RoundsLike(formats[i - 1].kernel); },
       [&](size_t i) { return RoundUp(products[i].weights.cols, kUnitCols); });
   const size_t elements = static_cast<size_t>(layout.elements());
   constexpr int kSmallestGroup = 16;
@@ -389,26 +457,36 @@ Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
   NIBBLE_RETURN_IF_ERROR(
       RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
         const int64_t cols = products[i].weights.cols, padded = RoundUp(cols, kUnitCols);
-        const int64_t begin = layout.Begin(i), group = formats[i].group;
+        const int64_t begin = layout.Begin(i), group = formats[i].kernel.group;
         const int64_t at = begin / kSmallestGroup + m * padded / group;
         NIBBLE_DISPATCH(RoundActivations)
-        (row, cols, padded, formats[i].group, codes.get() + begin + m * padded, scales.get() + at,
+        (row, cols, formats[i].kernel, codes.get() + begin + m * padded, scales.get() + at,
          sums.get() + at);
       }));
 
-  const int workers = std::max(1, parallel.workers);
-  const int64_t task_rows = RowsPerTask(weight_rows, kStreams, weight_rows, workers);
-  TaskList tasks;
-  for (const auto& product : products) tasks.Add(DivideUp(product.weights.rows, task_rows));
-  parallel(tasks.count(), [&](int64_t index, int) {
-    const auto [i, task] = tasks.At(index);
-    const int64_t begin = layout.Begin(i), first = task * task_rows;
-    const RoundedActivations a = {RoundUp(products[i].weights.cols, kUnitCols), formats[i].group,
+  const auto row_count = [&](size_t i) { return products[i].weights.rows; };
+  const auto multiply = [&](size_t i, const int64_t* n, int count) {
+    const BlockWeights& weights = products[i].weights;
+    const int64_t begin = layout.Begin(i), m_rows = products[i].activations.rows;
+    const RoundedActivations a = {RoundUp(weights.cols, kUnitCols), formats[i].kernel.group,
                                   codes.get() + begin, scales.get() + begin / kSmallestGroup,
                                   sums.get() + begin / kSmallestGroup};
-    MultiplyStreams(products[i], a, formats[i], first,
-                    std::min(task_rows, products[i].weights.rows - first));
-  });
+    RowStreams streams;
+    streams.count = count;
+    streams.row_bytes = formats[i].row_bytes;
+    for (int s = 0; s < count; ++s) streams.row[s] = weights.blocks + n[s] * streams.row_bytes;
+    for (int64_t m0 = 0; m0 < m_rows; m0 += kMostGemvRows) {
+      const int m_count = static_cast<int>(std::min<int64_t>(kMostGemvRows, m_rows - m0));
+      float sums_of_rows[kMostGemvRows * kStreams];
+      formats[i].kernel.multiply(streams, formats[i].aligned, a, m0, m_count, sums_of_rows);
+      for (int m = 0; m < m_count; ++m) {
+        for (int s = 0; s < count; ++s) {
+          products[i].output.Put(m0 + m, n[s], sums_of_rows[m * kStreams + s]);
+        }
+      }
+    }
+  };
+  ForStreams(products.size(), row_count, parallel, multiply);
   return OkStatus();
 }
 

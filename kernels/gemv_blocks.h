@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/code_order.h"
 #include "kernels/matmul.h"
 #include "nibble/format.h"
 
@@ -20,14 +21,10 @@ inline constexpr int kUnitCols = 256;
 struct RoundedActivations {
   int64_t cols = 0;               // a multiple of kUnitCols
   int group = 32;                 // columns of one weight scale: 16 or 32
-  const int8_t* codes = nullptr;  // [M, cols]
+  const int8_t* codes = nullptr;  // [M, cols], within a unit in the kernel's order
   const float* scales = nullptr;  // [M, cols / group]
   const float* sums = nullptr;    // [M, cols / group]: scale * sum of the group's codes
 };
-
-// Weight rows that are multiplied at once, each a stream from a quarter of its own: memory delivers
-// four streams half as fast again as one, whose prefetchers start anew on every page.
-inline constexpr int kStreams = 4;
 
 // Activation rows that are multiplied with while weights are in the first-level cache.
 inline constexpr int kMostGemvRows = 8;
@@ -37,6 +34,19 @@ struct RowStreams {
   const std::byte* row[kStreams] = {};
   int count = 0;
   int64_t row_bytes = 0;
+};
+
+// The kernel of a format with the target in use.
+struct BlockKernel {
+  // out[m * kStreams + s] = activation row m0 + m times row s of the streams, for m < m_count.
+  void (*multiply)(const RowStreams& streams, bool aligned, const RoundedActivations& a, int64_t m0,
+                   int m_count, float* out) = nullptr;
+  int group = 32;
+  CodeOrder order = CodeOrder::kNatural;
+
+  bool RoundsLike(const BlockKernel& other) const {
+    return group == other.group && order == other.order;
+  }
 };
 
 // Rows of canonical blocks, at any address.

@@ -6,6 +6,7 @@
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
+#include "kernels/int8_targets.h"
 #include "kernels/pack.h"
 #include "kernels/round_rows.h"
 
@@ -23,15 +24,6 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The order in which the blocks of a tile are taken: its four quarters in turn. Memory delivers
-// four streams half as fast again as one, whose prefetchers start anew on every page.
-struct BlockOrder {
-  int64_t blocks;
-  int64_t quarter = blocks / 4;
-
-  int64_t At(int64_t i) const { return i < 4 * quarter ? i % 4 * quarter + i / 4 : i; }
-};
-
 // How far ahead, in its stream, weights are asked for.
 constexpr int kPrefetchBytes = 1024;
 
@@ -42,132 +34,142 @@ HWY_INLINE hn::Vec<DS8> BroadcastQuad(const int8_t* codes) {
   return hn::BitCast(DS8(), hn::Set(DI(), quad));
 }
 
-// sums[m * 16 + r] = activation row m0 + m times row r of the tile, for m < kM.
+// The activations of a chunk: rows lie strides apart.
+struct ChunkActivations {
+  const int8_t* codes;
+  int64_t code_stride;
+  const float* scales;
+  int64_t scale_stride;
+  const int32_t* starts;
+  const float* sums;
+  int64_t start_stride;  // of both
+};
+
+// One chunk of 32 columns of one tile times kM activation rows; sums[m * 16 + r] += row m times row
+// r, for rows of the tile from `row` on, as many as a vector has lanes.
 template <class Packed, int kM>
-HWY_INLINE void MultiplyTile(const std::byte* tile, const Int8Activations& a, int64_t m0,
-                             float* HWY_RESTRICT sums) {
+HWY_INLINE void MultiplyChunk(const uint8_t* block, int c, const ChunkActivations& a, size_t row,
+                              float* HWY_RESTRICT sums) {
   static_assert(kM <= 4);
   const DF df;
   const DI di;
+  const uint8_t* chunk =
+      block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
+
+  // Integer sums of a half or a whole chunk.
+  const auto half = [&](auto first, VI& i0, VI& i1, VI& i2, VI& i3) HWY_ATTR {
+    constexpr int kFirst = decltype(first)::value;
+    const auto quad = [&](auto number) HWY_ATTR {
+      constexpr int kQuad = kFirst + decltype(number)::value;
+      const V8 w = LoadQuad<Packed, kQuad>(chunk);
+      const int8_t* at = a.codes + 4 * kQuad;
+      i0 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at), i0);
+      if constexpr (kM > 1)
+        i1 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + a.code_stride), i1);
+      if constexpr (kM > 2)
+        i2 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 2 * a.code_stride), i2);
+      if constexpr (kM > 3)
+        i3 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 3 * a.code_stride), i3);
+    };
+    quad(std::integral_constant<int, 0>());
+    quad(std::integral_constant<int, 1>());
+    quad(std::integral_constant<int, 2>());
+    quad(std::integral_constant<int, 3>());
+  };
+  const auto start = [&](int m, int half16)
+                         HWY_ATTR { return hn::Set(di, a.starts[m * a.start_stride + half16]); };
+  // sum += integer * (weight scale * activation scale) - min * activation sum
+  const auto finish = [&](int m, VI integer, const Scale& s, int half16, VF sum) HWY_ATTR {
+    const VF a_scale = hn::Set(df, a.scales[m * a.scale_stride]);
+    sum = hn::MulAdd(hn::ConvertTo(df, integer), hn::Mul(s.scale, a_scale), sum);
+    if constexpr (!Packed::kHasMin) return sum;
+    return hn::NegMulAdd(s.min, hn::Set(df, a.sums[m * a.start_stride + half16]), sum);
+  };
+
+  VF sum0 = hn::Load(df, sums), sum1 = sum0, sum2 = sum0, sum3 = sum0;
+  if constexpr (kM > 1) sum1 = hn::Load(df, sums + kPackRows);
+  if constexpr (kM > 2) sum2 = hn::Load(df, sums + 2 * kPackRows);
+  if constexpr (kM > 3) sum3 = hn::Load(df, sums + 3 * kPackRows);
+  VI i0 = start(0, 0), i1 = i0, i2 = i0, i3 = i0;
+  if constexpr (kM > 1) i1 = start(1, 0);
+  if constexpr (kM > 2) i2 = start(2, 0);
+  if constexpr (kM > 3) i3 = start(3, 0);
+  half(std::integral_constant<int, 0>(), i0, i1, i2, i3);
+  if constexpr (Packed::kGroup == 16) {
+    const Scale s = LoadScale<Packed>(block, row, c / 16);
+    sum0 = finish(0, i0, s, 0, sum0);
+    if constexpr (kM > 1) sum1 = finish(1, i1, s, 0, sum1);
+    if constexpr (kM > 2) sum2 = finish(2, i2, s, 0, sum2);
+    if constexpr (kM > 3) sum3 = finish(3, i3, s, 0, sum3);
+    i0 = start(0, 1);
+    if constexpr (kM > 1) i1 = start(1, 1);
+    if constexpr (kM > 2) i2 = start(2, 1);
+    if constexpr (kM > 3) i3 = start(3, 1);
+  }
+  half(std::integral_constant<int, 4>(), i0, i1, i2, i3);
+  constexpr int kLast = Packed::kGroup == 16 ? 1 : 0;
+  const Scale s = LoadScale<Packed>(block, row, c / Packed::kGroup + kLast);
+  sum0 = finish(0, i0, s, kLast, sum0);
+  hn::Store(sum0, df, sums);
+  if constexpr (kM > 1) hn::Store(finish(1, i1, s, kLast, sum1), df, sums + kPackRows);
+  if constexpr (kM > 2) hn::Store(finish(2, i2, s, kLast, sum2), df, sums + 2 * kPackRows);
+  if constexpr (kM > 3) hn::Store(finish(3, i3, s, kLast, sum3), df, sums + 3 * kPackRows);
+}
+
+// sums[(s * kM + m) * 16 + r] = activation row m0 + m times row r of tile s.
+template <class Packed, int kM>
+HWY_INLINE void MultiplyTiles(const TileStreams& tiles, const Int8Activations& a, int64_t m0,
+                              float* HWY_RESTRICT sums) {
   const int64_t groups32 = a.cols / 32, groups16 = a.cols / 16;
-  const int8_t* codes = a.codes + m0 * a.cols;
-  const float* scales = a.scales + m0 * groups32;
-  const int32_t* starts = a.starts + m0 * groups16;
-  const float* group_sums = a.sums + m0 * groups16;
-
-  const BlockOrder order = {a.cols / Packed::kWeights};
-
-  for (size_t row = 0; row < kPackRows; row += hn::Lanes(df)) {
-    VF sum0 = hn::Zero(df), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-    for (int64_t i = 0; i < order.blocks; ++i) {
-      const int64_t at = order.At(i), col = at * Packed::kWeights;
-      const uint8_t* block = reinterpret_cast<const uint8_t*>(tile) + at * Packed::kBlockBytes;
-      if (row == 0) {
-        // Beyond the tile: the next one.
-        constexpr int kAhead =
-            4 * ((kPrefetchBytes + Packed::kBlockBytes - 1) / Packed::kBlockBytes);
-        int64_t next = i + kAhead;
-        next = next < order.blocks ? order.At(next) : order.blocks + order.At(next % order.blocks);
-        const std::byte* ahead = tile + next * Packed::kBlockBytes;
-        for (int line = 0; line < Packed::kBlockBytes; line += 64) hwy::Prefetch(ahead + line);
-      }
-      for (int c = 0; c < Packed::kWeights; c += kPackCols) {
-        const uint8_t* chunk =
-            block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
-        const int64_t k = col + c;
-
-        // Integer sums of a half or a whole chunk.
-        const auto half = [&](auto first, VI& i0, VI& i1, VI& i2, VI& i3) HWY_ATTR {
-          constexpr int kFirst = decltype(first)::value;
-          const auto quad = [&](auto number) HWY_ATTR {
-            constexpr int kQuad = kFirst + decltype(number)::value;
-            const V8 w = LoadQuad<Packed, kQuad>(chunk);
-            const int8_t* at = codes + k + 4 * kQuad;
-            i0 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at), i0);
-            if constexpr (kM > 1)
-              i1 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + a.cols), i1);
-            if constexpr (kM > 2) {
-              i2 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 2 * a.cols), i2);
-            }
-            if constexpr (kM > 3) {
-              i3 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 3 * a.cols), i3);
-            }
-          };
-          quad(std::integral_constant<int, 0>());
-          quad(std::integral_constant<int, 1>());
-          quad(std::integral_constant<int, 2>());
-          quad(std::integral_constant<int, 3>());
-        };
-        const auto start = [&](int m, int64_t group16)
-                               HWY_ATTR { return hn::Set(di, starts[m * groups16 + group16]); };
-        // sum += integer * (weight scale * activation scale) - min * activation sum
-        const auto add = [&](int m, VF integer, VF scale, VF sum) HWY_ATTR {
-          const VF a_scale = hn::Set(df, scales[m * groups32 + k / 32]);
-          return hn::MulAdd(integer, hn::Mul(scale, a_scale), sum);
-        };
-        const auto subtract = [&](int m, int64_t group16, VF min, VF sum) HWY_ATTR {
-          if constexpr (!Packed::kHasMin) return sum;
-          return hn::NegMulAdd(min, hn::Set(df, group_sums[m * groups16 + group16]), sum);
-        };
-        const auto finish = [&](int m, VI integer, const Scale& s, int64_t group16,
-                                VF sum) HWY_ATTR {
-          return subtract(m, group16, s.min, add(m, hn::ConvertTo(df, integer), s.scale, sum));
-        };
-
-        VI i0 = start(0, k / 16), i1 = i0, i2 = i0, i3 = i0;
-        if constexpr (kM > 1) i1 = start(1, k / 16);
-        if constexpr (kM > 2) i2 = start(2, k / 16);
-        if constexpr (kM > 3) i3 = start(3, k / 16);
-        half(std::integral_constant<int, 0>(), i0, i1, i2, i3);
-        if constexpr (Packed::kGroup == 16) {
-          const Scale s = LoadScale<Packed>(block, row, c / 16);
-          sum0 = finish(0, i0, s, k / 16, sum0);
-          if constexpr (kM > 1) sum1 = finish(1, i1, s, k / 16, sum1);
-          if constexpr (kM > 2) sum2 = finish(2, i2, s, k / 16, sum2);
-          if constexpr (kM > 3) sum3 = finish(3, i3, s, k / 16, sum3);
-          i0 = start(0, k / 16 + 1);
-          if constexpr (kM > 1) i1 = start(1, k / 16 + 1);
-          if constexpr (kM > 2) i2 = start(2, k / 16 + 1);
-          if constexpr (kM > 3) i3 = start(3, k / 16 + 1);
+  std::memset(sums, 0, sizeof(float) * kM * kPackRows * static_cast<size_t>(tiles.count));
+  ChunkActivations at = {
+      a.codes + m0 * a.cols,  a.cols,  a.scales + m0 * groups32, groups32, a.starts + m0 * groups16,
+      a.sums + m0 * groups16, groups16};
+  const int64_t blocks = a.cols / Packed::kWeights;
+  for (int64_t i = 0; i < blocks; ++i) {
+    for (int c = 0; c < Packed::kWeights; c += kPackCols) {
+      for (int s = 0; s < tiles.count; ++s) {
+        const std::byte* block = tiles.tile[s] + i * Packed::kBlockBytes;
+        constexpr int kChunks = Packed::kWeights / kPackCols;
+        const std::byte* ahead =
+            block + kPrefetchBytes + Packed::kBlockBytes * (c / kPackCols) / kChunks;
+        for (int line = 0; line < Packed::kBlockBytes / kChunks; line += 64) {
+          hwy::Prefetch(ahead + line);
         }
-        half(std::integral_constant<int, 4>(), i0, i1, i2, i3);
-        constexpr int kLast = Packed::kGroup == 16 ? 1 : 0;
-        const Scale s =
-            LoadScale<Packed>(block, row, Packed::kGroup == 16 ? c / 16 + 1 : c / Packed::kGroup);
-        sum0 = finish(0, i0, s, k / 16 + kLast, sum0);
-        if constexpr (kM > 1) sum1 = finish(1, i1, s, k / 16 + kLast, sum1);
-        if constexpr (kM > 2) sum2 = finish(2, i2, s, k / 16 + kLast, sum2);
-        if constexpr (kM > 3) sum3 = finish(3, i3, s, k / 16 + kLast, sum3);
+        for (size_t row = 0; row < kPackRows; row += hn::Lanes(DF())) {
+          MultiplyChunk<Packed, kM>(reinterpret_cast<const uint8_t*>(block), c, at, row,
+                                    sums + s * kM * kPackRows + row);
+        }
       }
+      at.codes += kPackCols;
+      at.scales += 1;
+      at.starts += 2;
+      at.sums += 2;
     }
-    hn::StoreU(sum0, df, sums + row);
-    if constexpr (kM > 1) hn::StoreU(sum1, df, sums + kPackRows + row);
-    if constexpr (kM > 2) hn::StoreU(sum2, df, sums + 2 * kPackRows + row);
-    if constexpr (kM > 3) hn::StoreU(sum3, df, sums + 3 * kPackRows + row);
   }
 }
 
 template <class Packed>
-void MultiplyTileOf(const std::byte* tile, const Int8Activations& a, int64_t m0, int64_t m_count,
-                    float* sums) {
+void MultiplyTilesOf(const TileStreams& tiles, const Int8Activations& a, int64_t m0,
+                     int64_t m_count, float* sums) {
   switch (m_count) {
     case 1:
-      return MultiplyTile<Packed, 1>(tile, a, m0, sums);
+      return MultiplyTiles<Packed, 1>(tiles, a, m0, sums);
     case 2:
-      return MultiplyTile<Packed, 2>(tile, a, m0, sums);
+      return MultiplyTiles<Packed, 2>(tiles, a, m0, sums);
     case 3:
-      return MultiplyTile<Packed, 3>(tile, a, m0, sums);
+      return MultiplyTiles<Packed, 3>(tiles, a, m0, sums);
     default:
-      return MultiplyTile<Packed, 4>(tile, a, m0, sums);
+      return MultiplyTiles<Packed, 4>(tiles, a, m0, sums);
   }
 }
 
-using MultiplyTileFunction = void (*)(const std::byte* tile, const Int8Activations& a, int64_t m0,
-                                      int64_t m_count, float* sums);
+using MultiplyTilesFunction = void (*)(const TileStreams& tiles, const Int8Activations& a,
+                                       int64_t m0, int64_t m_count, float* sums);
 
-MultiplyTileFunction FindMultiplyTile(Format format) {
-  MultiplyTileFunction found = nullptr;
-  VisitPacked(format, [&](auto packed) { found = MultiplyTileOf<decltype(packed)>; });
+MultiplyTilesFunction FindMultiplyTiles(Format format) {
+  MultiplyTilesFunction found = nullptr;
+  VisitPacked(format, [&](auto packed) { found = MultiplyTilesOf<decltype(packed)>; });
   return found;
 }
 
@@ -209,7 +211,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nibble {
 
-HWY_EXPORT(FindMultiplyTile);
+HWY_EXPORT(FindMultiplyTiles);
 HWY_EXPORT(QuantizeActivations);
 
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
@@ -217,51 +219,16 @@ void QuantizeActivations(const float* row, int64_t cols, int group, int offset, 
   NIBBLE_DISPATCH(QuantizeActivations)(row, cols, group, offset, codes, scales, starts, sums);
 }
 
-namespace {
-
-// Sums of weight rows [first, last) with all activation rows; `first` begins a tile.
-template <class Multiply>
-void MultiplyTiles(const Product<PackedTiles>& product, const Int8Activations& a, Multiply multiply,
-                   int64_t first, int64_t last) {
-  const PackedTiles& weights = product.weights;
-  const ProductOutput& output = product.output;
-  const int64_t m_rows = product.activations.rows;
-  const int64_t tile_bytes = PackedTileBytes(weights.format, weights.cols);
-  for (int64_t n0 = first; n0 < last; n0 += kPackRows) {
-    const std::byte* tile = weights.tiles + n0 / kPackRows * tile_bytes;
-    const int64_t n_count = std::min<int64_t>(kPackRows, last - n0);
-    for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
-      const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
-      float tile_sums[4 * kPackRows];
-      multiply(tile, a, m0, m_count, tile_sums);
-      for (int64_t m = 0; m < m_count; ++m) {
-        float* out = output.Row(m0 + m) + n0;
-        for (int64_t n = 0; n < n_count; ++n) {
-          float sum = tile_sums[m * kPackRows + n];
-          if (output.bias != nullptr) sum += output.bias[n0 + n];
-          out[n] = output.accumulate ? out[n] + sum : sum;
-        }
-      }
-    }
-  }
-}
-
-}  // namespace
-
 Status MatmulInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel) {
-  const int workers = std::max(1, parallel.workers);
-
   struct Rounding {
     int group = 0, offset = 0;
     bool operator==(const Rounding&) const = default;
   };
   std::vector<Rounding> roundings(products.size());
-  int64_t weight_rows = 0;
   for (size_t i = 0; i < products.size(); ++i) {
     VisitPacked(products[i].weights.format, [&](auto packed) {
       roundings[i] = {decltype(packed)::kGroup, decltype(packed)::kOffset};
     });
-    weight_rows += products[i].weights.rows;
   }
   const RoundedLayout layout(
       products, [&](size_t i) { return roundings[i] == roundings[i - 1]; },
@@ -281,18 +248,33 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
                             scales.get() + at / 32, starts.get() + at / 16, sums.get() + at / 16);
       }));
 
-  const int64_t task_rows = RowsPerTask(weight_rows, kPackRows, weight_rows, workers);
-  TaskList tasks;
-  for (const auto& product : products) tasks.Add(DivideUp(product.weights.rows, task_rows));
-  parallel(tasks.count(), [&](int64_t index, int) {
-    const auto [i, task] = tasks.At(index);
+  const auto tile_count = [&](size_t i) { return DivideUp(products[i].weights.rows, kPackRows); };
+  const auto multiply = [&](size_t i, const int64_t* numbers, int count) {
     const PackedTiles& weights = products[i].weights;
-    const int64_t at = layout.Begin(i);
+    const ProductOutput& output = products[i].output;
+    const int64_t at = layout.Begin(i), m_rows = products[i].activations.rows;
     const Int8Activations a = {weights.cols, codes.get() + at, scales.get() + at / 32,
                                starts.get() + at / 16, sums.get() + at / 16};
-    MultiplyTiles(products[i], a, NIBBLE_DISPATCH(FindMultiplyTile)(weights.format),
-                  task * task_rows, std::min(weights.rows, (task + 1) * task_rows));
-  });
+    TileStreams streams;
+    streams.count = count;
+    const int64_t tile_bytes = PackedTileBytes(weights.format, weights.cols);
+    for (int s = 0; s < count; ++s) streams.tile[s] = weights.tiles + numbers[s] * tile_bytes;
+    for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
+      const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
+      alignas(64) float products_of_tiles[kStreams * 4 * kPackRows];
+      NIBBLE_DISPATCH(FindMultiplyTiles)
+      (weights.format)(streams, a, m0, m_count, products_of_tiles);
+      for (int s = 0; s < count; ++s) {
+        const int64_t n0 = numbers[s] * kPackRows;
+        const int64_t n_count = std::min<int64_t>(kPackRows, weights.rows - n0);
+        for (int64_t m = 0; m < m_count; ++m) {
+          const float* sum = products_of_tiles + (s * m_count + m) * kPackRows;
+          for (int64_t n = 0; n < n_count; ++n) output.Put(m0 + m, n0 + n, sum[n]);
+        }
+      }
+    }
+  };
+  ForStreams(products.size(), tile_count, parallel, multiply);
   return OkStatus();
 }
 

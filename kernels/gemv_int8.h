@@ -23,6 +23,12 @@ struct Int8Activations {
   const float* sums = nullptr;      // [M, cols / 16]: scale * sum of 16 codes
 };
 
+// Tiles that are multiplied at once, each a stream of its own.
+struct TileStreams {
+  const std::byte* tile[kStreams] = {};
+  int count = 0;
+};
+
 // Rounds one row. `group` is the number of columns that share a weight scale, `offset` that of the
 // weights' stored codes.
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,

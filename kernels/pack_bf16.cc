@@ -113,8 +113,9 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
   for (int64_t i = 0; i < count; i += Codec::kWeights, ++block) {
     UnpackScales(*block, scales, mins);
     if constexpr (LookUpBits<Codec>() > 0) {
-      VisitCodes(*block, [stored](auto d, auto bytes, size_t at)
-                             HWY_ATTR { hn::StoreU(bytes, d, stored + at); });
+      VisitCodes(Bytes32(), *block, [stored](auto d, auto bytes, size_t at) HWY_ATTR {
+        hn::StoreU(bytes, d, stored + at);
+      });
     } else {
       UnpackCodes(*block, codes);
     }

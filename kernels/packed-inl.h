@@ -14,6 +14,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/pack_layout.h"
+#include "kernels/unpack_blocks-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -93,13 +94,7 @@ HWY_INLINE Scale LoadScale(const uint8_t* block, size_t row, int g) {
   constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;
   const uint8_t* bytes = block + kBytes + g * kPackRows + row;
   if constexpr (kScale == PackedScale::kExponent) {
-    // 2^(e - 128): below e = 2 a subnormal number, whose bits the shift does not make.
-    const VI e = LoadUnsigned(block + row);
-    const DI di;
-    const VI normal = hn::ShiftLeft<23>(hn::Sub(e, hn::Set(di, 1)));
-    const VI small =
-        hn::IfThenElse(hn::Eq(e, hn::Zero(di)), hn::Set(di, 0x00200000), hn::Set(di, 0x00400000));
-    const VF scale = hn::BitCast(df, hn::IfThenElse(hn::Lt(e, hn::Set(di, 2)), small, normal));
+    const VF scale = PowersOfTwo(df, LoadUnsigned(block + row));
     return {scale, scale};
   } else if constexpr (kScale == PackedScale::kHalf) {
     const VF d = LoadHalves(block + 2 * row);

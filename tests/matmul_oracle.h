@@ -13,6 +13,34 @@
 
 namespace nibble {
 
+// Blocks of random bytes whose decoded weights are of ordinary size: every code, scale and minimum
+// of a format occurs, which quantizing smooth data would not show.
+inline QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols, uint32_t seed) {
+  const FormatInfo& info = GetFormatInfo(format);
+  auto tensor = QuantizedTensor::Allocate(format, rows, cols);
+  EXPECT_TRUE(tensor.ok()) << tensor.status().message();
+  std::mt19937 random(seed);
+  std::byte* block = tensor->plane(Plane::kCodes).data();
+  std::byte* end = block + tensor->plane(Plane::kCodes).size();
+  std::vector<float> decoded(info.block_weights);
+  for (; block < end; block += info.block_bytes) {
+    for (;;) {
+      for (uint32_t i = 0; i < info.block_bytes; ++i) block[i] = static_cast<std::byte>(random());
+      const auto status = Dequantize(format, {block, info.block_bytes},
+                                     ViewOf(decoded.data(), 1, info.block_weights));
+      EXPECT_TRUE(status.ok()) << status.message();
+      bool finite = true;
+      float largest = 0;
+      for (float w : decoded) {
+        finite &= std::isfinite(w);
+        largest = std::max(largest, std::fabs(w));
+      }
+      if (finite && largest > 1.0f / 64 && largest < 2) break;
+    }
+  }
+  return *std::move(tensor);
+}
+
 inline std::vector<float> RandomValues(int64_t count, uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

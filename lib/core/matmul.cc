@@ -10,6 +10,7 @@
 #include "kernels/gemm_bf16.h"
 #include "kernels/gemm_int8.h"
 #include "kernels/gemv_blocks.h"
+#include "kernels/gemv_float.h"
 #include "kernels/gemv_int8.h"
 #include "kernels/gemm_w8a8.h"
 #include "kernels/gemv_planar.h"
@@ -195,6 +196,7 @@ class Group {
     if (!int8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(int8_, options_.parallel));
     if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, options_.parallel));
     if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, options_.parallel));
+    if (!floats_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulFloatRows(floats_, options_.parallel));
     if (!packed_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(packed_, options_.parallel));
     if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, options_.parallel));
     if (!w8a8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulW8A8(w8a8_, options_.parallel));
@@ -213,16 +215,19 @@ class Group {
     return options_.precision == Precision::kInt8 || options_.precision == Precision::kInt8PerRow;
   }
 
-  // Products with canonical blocks.
+  // Products with canonical blocks, and with numbers.
   void AddBlocks(const Operands& operands, Format format, const std::byte* blocks) {
     const bool is_block = GetFormatInfo(format).block_weights > 1;
     const int64_t m_rows = operands.out.rows;
-    const bool tiles = m_rows >= kFewestTileRows && AmxGemmBf16() != nullptr;
+    const bool few = m_rows < kFewestTileRows;
+    const bool tiles = !few && AmxGemmBf16() != nullptr;
+    const Product<BlockWeights> product = {
+        RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)};
     if (is_block && !tiles && is_rounded()) {
       const bool many = m_rows >= kFewestGemmRowsOfBlocks && HasGemmInt8(format);
-      auto& products = many ? many_blocks_ : blocks_;
-      products.push_back(
-          {RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)});
+      (many ? many_blocks_ : blocks_).push_back(product);
+    } else if (few && HasGemvFloat(format)) {
+      floats_.push_back(product);
     } else {
       AddDecoded(operands, BlockRows(format, blocks, operands.rows, operands.cols));
     }
@@ -266,7 +271,7 @@ class Group {
   std::vector<PlanarInt8> planar_int8_;
   std::vector<Product<PackedTiles>> int8_;
   std::vector<Product<PackedTiles>> packed_;  // of many activation rows
-  std::vector<Product<BlockWeights>> blocks_;
+  std::vector<Product<BlockWeights>> blocks_, floats_;
   std::vector<Product<const PlanarInt8*>> planes_;
   std::vector<Product<BlockWeights>> many_blocks_;
   std::vector<Product<W8A8Weights>> w8a8_;
