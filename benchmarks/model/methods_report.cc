@@ -103,16 +103,23 @@ class Report {
   }
   ~Report() { std::filesystem::remove(logits_); }
 
-  void Print() {
+  // The two parts of the page can be made apart.
+  void Print(bool weights, bool int8) {
     PrintHead();
     const PerplexityResult unquantized = Must(Perplexity(model_, evaluation_, Options()));
     std::printf("\nUnquantized: perplexity %.3f.\n", unquantized.perplexity.value);
-    const Subject plain = SubjectOf(source_);
-    std::printf("\n## The model as it is\n");
-    Compare(plain, {"int3 asym g128 f16", "nf4 g64 f16"}, {Format::kQ3_K});
-    const Subject planted = SubjectOf(Planted());
-    std::printf("\n## The same function with planted outliers\n");
-    Compare(planted, {"int4 asym g128 f16"}, {Format::kQ4_K});
+    const Subject plain = SubjectOf(source_), planted = SubjectOf(Planted());
+    if (weights) {
+      std::printf("\n## Weights alone: the model as it is\n");
+      Compare(plain, {"int3 asym g128 f16", "nf4 g64 f16"}, {Format::kQ3_K});
+      std::printf("\n## Weights alone: the same function with planted outliers\n");
+      Compare(planted, {"int4 asym g128 f16"}, {Format::kQ4_K});
+    }
+    if (int8) {
+      PrintInt8Head();
+      Activations("The model as it is", plain);
+      Activations("The same function with planted outliers", planted);
+    }
   }
 
  private:
@@ -250,7 +257,6 @@ class Report {
     for (const Format format : formats) {
       Weights(subject, rotated, format, GetFormatInfo(format).name);
     }
-    Activations(subject);
   }
 
   void Weights(const Subject& subject, const Subject& rotated, const QuantizationTarget& target,
@@ -334,33 +340,68 @@ class Report {
     return sum / static_cast<double>(names.size());
   }
 
-  void Activations(const Subject& subject) const {
-    std::fprintf(stderr, "int8\n");
+  static void PrintInt8Head() {
     std::printf(
-        "\n### int8 weights by row, int8 inputs by token\n\n"
-        "The error of the products themselves, on samples of the evaluation text.\n\n"
-        "| method | output error | columns in f16, of a matrix |\n|---|---|---|\n");
+        "\n## int8 weights by row, int8 inputs by token\n\n"
+        "*Output error*: of the products themselves, on samples of the evaluation text. Perplexity "
+        "and KL: the layers' matrices multiplied in integers. LLM.int8() keeps columns in f16 "
+        "whose "
+        "inputs reached the threshold on the calibration text; the runner does not run it.\n");
+  }
+
+  // The model with its matrices in int8, run in integers.
+  PerplexityResult RunInt8(const Subject& subject) const {
+    Matrices matrices;
+    for (const std::string& name : MatrixNames(subject.model)) {
+      const QuantizedTensor matrix = Must(subject.model.Matrix(name));
+      const std::vector<float> w = Decoded(matrix, parallel_);
+      matrices.emplace(name, Nearest(ViewOf(w.data(), matrix.rows(), matrix.cols()),
+                                     *ParseScheme("int8 sym channel"), {}));
+    }
+    PerplexityOptions options = Options();
+    options.runner.precision = Precision::kInt8PerRow;
+    options.reference_logits = logits_;
+    return Must(Perplexity(Must(subject.model.With(std::move(matrices))), evaluation_, options));
+  }
+
+  void Activations(const char* title, const Subject& subject) const {
+    std::fprintf(stderr, "%s\n", title);
+    std::printf(
+        "\n### %s\n\n| method | output error | columns in f16, of a matrix | perplexity | mean KL "
+        "|\n|---|---|---|---|---|\n",
+        title);
     const auto none = [](const LayerInputs&) { return std::vector<int32_t>(); };
-    const auto row = [&](const char* method, const Subject& s, const auto& outliers) {
+    const auto row = [&](const char* method, const Subject& s, const auto& outliers, bool run) {
       size_t columns = 0;
       const double error = ProductError(s, outliers, &columns);
-      std::printf("| %s | %.3g | %.1f |\n", method, error,
+      std::printf("| %s | %.3g | %.1f |", method, error,
                   static_cast<double>(columns) / static_cast<double>(MatrixNames(s.model).size()));
+      if (run) {
+        const PerplexityResult result = RunInt8(s);
+        std::printf(" %.3f | %.5f |\n", result.perplexity.value, result.divergence.kl.value);
+      } else {
+        std::printf(" | |\n");
+      }
       std::fflush(stdout);
     };
-    row("nearest", subject, none);
-    row("LLM.int8(), threshold 6", subject,
-        [](const LayerInputs& inputs) { return OutlierColumns(inputs.maxima); });
+    row("nearest", subject, none, true);
+    for (const float threshold : {kLlmInt8Threshold, 4 * kLlmInt8Threshold}) {
+      row(
+          threshold == kLlmInt8Threshold ? "LLM.int8(), threshold 6" : "LLM.int8(), threshold 24",
+          subject,
+          [&](const LayerInputs& inputs) { return OutlierColumns(inputs.maxima, threshold); },
+          false);
+    }
     SmoothQuantOptions options;
     options.inputs = inputs_;
     options.search = options.between_matrices = false;
     row("SmoothQuant, alpha 0.5",
         Edited(subject, Must(SmoothQuant(subject.source, subject.model, calibration_, options))),
-        none);
+        none, true);
     options.search = options.between_matrices = true;
     row("SmoothQuant, alpha searched, all pairs",
         Edited(subject, Must(SmoothQuant(subject.source, subject.model, calibration_, options))),
-        none);
+        none, true);
   }
 
   ThreadPool pool_{2};
@@ -377,10 +418,11 @@ class Report {
 }  // namespace nibble
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: %s MODEL_FOLDER\n", argv[0]);
+  const std::string part = argc == 3 ? argv[2] : "all";
+  if (argc < 2 || argc > 3 || (part != "all" && part != "weights" && part != "int8")) {
+    std::fprintf(stderr, "usage: %s MODEL_FOLDER [weights|int8]\n", argv[0]);
     return 2;
   }
-  nibble::Report(argv[1]).Print();
+  nibble::Report(argv[1]).Print(part != "int8", part != "weights");
   return 0;
 }

@@ -102,6 +102,37 @@ TEST_F(SmoothQuantTest, OutlierColumnsSaveInt8Products) {
   ASSERT_TRUE(VisitLayerInputs(model, {evaluation_, kContext}, names, inputs_, check).ok());
 }
 
+// The whole model in integers: weights by row, inputs by token.
+TEST_F(SmoothQuantTest, ModelsRunInInt8) {
+  TemporaryFolder folder;
+  PerplexityOptions options;
+  options.context = kContext;
+  options.runner.precision = Precision::kF32;
+  options.runner.parallel = inputs_.parallel;
+  ASSERT_TRUE(SaveReferenceLogits(*model_, evaluation_, folder / "logits", options).ok());
+  options.reference_logits = folder / "logits";
+  options.runner.precision = Precision::kInt8PerRow;
+  const auto divergence = [&](const ModelSource& source) {
+    const Model model = Loaded(source);
+    Matrices matrices;
+    ForMatrices(model, [&](const std::string& name, const Tensor& weights) {
+      matrices.emplace(name, *Quantize(weights.view(), *ParseScheme("int8 sym channel")));
+    });
+    const auto result = Perplexity(*model.With(std::move(matrices)), evaluation_, options);
+    EXPECT_TRUE(result.ok()) << result.status().message();
+    return result->divergence.kl.value;
+  };
+  const ModelSource planted = WithOutliers(60);
+  SmoothQuantOptions smooth;
+  smooth.search = false;
+  ModelEdits edits;
+  Smooth(planted, smooth, &edits);
+  const double before = divergence(planted), after = divergence(Edited(planted, edits));
+  RecordProperty("nearest", std::to_string(before));
+  RecordProperty("smoothquant", std::to_string(after));
+  EXPECT_LT(after, 0.2 * before) << after << " of " << before;
+}
+
 TEST_F(SmoothQuantTest, ChecksItsOptions) {
   SmoothQuantOptions options;
   options.alpha = 1.5f;
