@@ -12,7 +12,9 @@
 #include "lib/core/c_api.h"
 #include "nibble/format.h"
 #include "nibble/gguf.h"
+#include "nibble/gptq.h"
 #include "nibble/quantize.h"
+#include "nibble/scheme.h"
 #include "tests/temporary_folder.h"
 
 namespace {
@@ -282,6 +284,60 @@ TEST(CApi, MultipliesInt8Activations) {
     EXPECT_NEAR(split[i], given[i], 1e-2f * (1 + std::fabs(given[i])));
   }
   nibble_tensor_free(tensor);
+}
+
+TEST(CApi, CalibratesAsCppDoes) {
+  const std::vector<float> weights = Weights();
+  std::vector<float> inputs(300 * kCols);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    inputs[i] = std::sin(0.11f * static_cast<float>(i * i % 9973)) + (i % kCols % 50 == 3 ? 2 : 0);
+  }
+  nibble_error error;
+  nibble_hessian *hessian = nullptr, *rest = nullptr;
+  ASSERT_EQ(nibble_hessian_create(kCols, &hessian, &error), NIBBLE_OK);
+  ASSERT_EQ(nibble_hessian_create(kCols, &rest, &error), NIBBLE_OK);
+  const nibble_matrix first = {inputs.data(), NIBBLE_F32, 200, kCols, 0};
+  const nibble_matrix second = {inputs.data() + 200 * kCols, NIBBLE_F32, 100, kCols, 0};
+  ASSERT_EQ(nibble_hessian_add(hessian, first, nullptr, &error), NIBBLE_OK) << error.message;
+  ASSERT_EQ(nibble_hessian_add(rest, second, nullptr, &error), NIBBLE_OK) << error.message;
+  ASSERT_EQ(nibble_hessian_merge(hessian, rest, &error), NIBBLE_OK) << error.message;
+  EXPECT_EQ(nibble_hessian_tokens(hessian), 300);
+  std::vector<float> means(kCols);
+  ASSERT_EQ(nibble_hessian_mean_squares(hessian, means.data(), &error), NIBBLE_OK);
+
+  nibble::Hessian expected(kCols), other(kCols);
+  ASSERT_TRUE(expected.Add(nibble::ViewOf(inputs.data(), 200, kCols)).ok());
+  ASSERT_TRUE(other.Add(nibble::ViewOf(inputs.data() + 200 * kCols, 100, kCols)).ok());
+  ASSERT_TRUE(expected.Merge(other).ok());
+  EXPECT_EQ(means, expected.MeanSquares());
+  const nibble::TensorView view = nibble::ViewOf(weights.data(), kRows, kCols);
+  for (const char* type : {"q4_K", "int3 asym g64 f16"}) {
+    const auto same = std::string(type) == "q4_K"
+                          ? nibble::QuantizeGptq(view, nibble::Format::kQ4_K, expected)
+                          : nibble::QuantizeGptq(view, *nibble::ParseScheme(type), expected);
+    ASSERT_TRUE(same.ok());
+    nibble_tensor* tensor = nullptr;
+    nibble_gptq_report report;
+    ASSERT_EQ(nibble_tensor_quantize_gptq(MatrixOf(weights), type, hessian, nullptr, &report,
+                                          &tensor, &error),
+              NIBBLE_OK)
+        << error.message;
+    size_t bytes = 0;
+    const void* codes = nibble_tensor_plane(tensor, NIBBLE_PLANE_CODES, &bytes);
+    const nibble::Buffer& plane = same->plane(nibble::Plane::kCodes);
+    ASSERT_EQ(bytes, plane.size());
+    EXPECT_EQ(std::memcmp(codes, plane.data(), bytes), 0) << type;
+    EXPECT_GT(report.weight_energy, report.output_error);
+    EXPECT_GE(report.damping, 0.01);
+    nibble_tensor_free(tensor);
+  }
+  nibble_tensor* none = nullptr;
+  EXPECT_EQ(nibble_tensor_quantize_gptq(MatrixOf(weights), "tq2_0", hessian, nullptr, nullptr,
+                                        &none, &error),
+            NIBBLE_UNSUPPORTED);
+  EXPECT_EQ(nibble_hessian_create(-3, &rest, &error), NIBBLE_INVALID_ARGUMENT);
+  nibble_hessian_free(rest);
+  nibble_hessian_free(hessian);
 }
 
 TEST(CApi, ReadsGgufFiles) {

@@ -1,5 +1,6 @@
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "nibble/calibration.h"
@@ -23,6 +24,14 @@ std::string Floats(std::vector<float> values) {
 std::string Entry(const std::string& name, int32_t chunks, const std::vector<float>& values) {
   return Int(static_cast<int32_t>(name.size())) + name + Int(chunks) +
          Int(static_cast<int32_t>(values.size())) + Floats(values);
+}
+
+LayerStatistics Layer(int64_t cols, std::vector<float> sums, std::vector<int64_t> counts) {
+  LayerStatistics layer;
+  layer.cols = cols;
+  layer.sum_squares = std::move(sums);
+  layer.counts = std::move(counts);
+  return layer;
 }
 
 // Laid out by hand, byte for byte, as the description of the format has it.
@@ -100,8 +109,9 @@ TEST(ImportanceMatrix, HostileFilesAreRefused) {
 
 ImportanceMatrix Experts() {
   ImportanceMatrix matrix;
-  matrix.layers["blk.0.ffn_down_exps.weight"] = {3, {2, 4, 6, 0, 0, 0, 30, 60, 90}, {2, 0, 30}};
-  matrix.layers["blk.0.attn_q.weight"] = {2, {512, 1024}, {1024}};
+  matrix.layers["blk.0.ffn_down_exps.weight"] =
+      Layer(3, {2, 4, 6, 0, 0, 0, 30, 60, 90}, {2, 0, 30});
+  matrix.layers["blk.0.attn_q.weight"] = Layer(2, {512, 1024}, {1024});
   matrix.datasets = {"a.txt", "b.txt"};
   matrix.chunks = 2;
   matrix.chunk_tokens = 512;
@@ -150,14 +160,14 @@ TEST(ImportanceMatrix, TheOlderFormatKeepsMeans) {
 TEST(ImportanceMatrix, MergesByTokens) {
   const TemporaryFolder folder;
   ImportanceMatrix a = Experts(), b = Experts();
-  b.layers["only.weight"] = {1, {5}, {5}};
+  b.layers["only.weight"] = Layer(1, {5}, {5});
   ASSERT_TRUE(a.Merge(b).ok());
   EXPECT_EQ(a.chunks, 4);
   EXPECT_EQ(a.Find("blk.0.ffn_down_exps.weight")->counts, (std::vector<int64_t>{4, 0, 60}));
   EXPECT_EQ(a.Find("blk.0.ffn_down_exps.weight")->MeanSquares(2), (std::vector<float>{1, 2, 3}));
   EXPECT_NE(a.Find("only.weight"), nullptr);
 
-  b.layers["blk.0.attn_q.weight"] = {3, {1, 2, 3}, {1}};
+  b.layers["blk.0.attn_q.weight"] = Layer(3, {1, 2, 3}, {1});
   const ImportanceMatrix before = a;
   EXPECT_EQ(a.Merge(b).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(a.Find("only.weight")->counts, before.Find("only.weight")->counts);

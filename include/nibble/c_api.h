@@ -156,6 +156,48 @@ nibble_status nibble_tensor_dequantize(const nibble_tensor* tensor, nibble_mutab
 
 void nibble_tensor_free(nibble_tensor* tensor); /* NULL is fine */
 
+/* ---- calibration: what a layer's inputs say about its weights ---- */
+
+/* X^T X of the inputs X [tokens, cols] that the caller's own engine feeds a linear layer. Not to be
+ * used by two threads at once while it grows. */
+typedef struct nibble_hessian nibble_hessian;
+
+nibble_status nibble_hessian_create(int64_t cols, nibble_hessian** hessian, nibble_error* error);
+/* Adds f32 inputs [tokens, cols]. Refuses a value that is not finite, naming token and column.
+ * `parallel` may be NULL. */
+nibble_status nibble_hessian_add(nibble_hessian* hessian, nibble_matrix inputs,
+                                 const nibble_parallel_for* parallel, nibble_error* error);
+/* Adds what another saw. */
+nibble_status nibble_hessian_merge(nibble_hessian* hessian, const nibble_hessian* other,
+                                   nibble_error* error);
+int64_t nibble_hessian_tokens(const nibble_hessian* hessian);
+/* Mean squares of the inputs, `cols` values: the importance of nibble_quantize_options. */
+nibble_status nibble_hessian_mean_squares(const nibble_hessian* hessian, float* out,
+                                          nibble_error* error);
+void nibble_hessian_free(nibble_hessian* hessian); /* NULL is fine */
+
+typedef struct nibble_gptq_options {
+  double damping; /* share of the mean diagonal added to the diagonal; 0 stands for 0.01 */
+  nibble_parallel_for parallel;
+} nibble_gptq_options;
+
+typedef struct nibble_gptq_report {
+  double damping;       /* what was used */
+  int damping_raised;   /* because the Hessian was not positive definite with what was asked */
+  int64_t dead_columns; /* inputs that were always zero */
+  double output_error;  /* of the layer, mean over the tokens, summed over its outputs */
+  double weight_energy; /* the same of the outputs themselves */
+} nibble_gptq_report;
+
+/* Quantizes for the least error of the layer's outputs: what one column's rounding spoils, the
+ * later ones make good. `type` names a block format with searched scales ("q2_K" to "q6_K", "iq4_xs",
+ * "q4_0" and so on) or a planar scheme. `options` and `report` may be NULL. */
+nibble_status nibble_tensor_quantize_gptq(nibble_matrix weights, const char* type,
+                                          const nibble_hessian* hessian,
+                                          const nibble_gptq_options* options,
+                                          nibble_gptq_report* report, nibble_tensor** tensor,
+                                          nibble_error* error);
+
 /* ---- products ---- */
 
 typedef enum nibble_precision {

@@ -37,6 +37,21 @@ struct CalibrationText {
 Result<CalibrationText> CutCalibrationText(const Model& model, std::string_view text,
                                            int64_t context, int64_t max_windows = 0);
 
+struct StatisticsOptions {
+  int64_t batch_tokens = 2048;  // run at once
+  bool output = false;          // of the output matrix, too
+  ParallelFor parallel;
+  // After each batch: windows done and in all; false stops (kCancelled).
+  std::function<bool(int64_t done, int64_t windows)> progress;
+};
+
+// Runs the model, in f32, over the text and gathers the statistics of every matrix's inputs,
+// counted as llama.cpp's imatrix tool counts them: every token of every window. `dataset` names the
+// text. Fails where an activation is not finite, naming the matrix that sees it.
+Result<ImportanceMatrix> GatherStatistics(const Model& model, const CalibrationText& text,
+                                          const std::string& dataset,
+                                          const StatisticsOptions& options = {});
+
 struct LayerwiseOptions {
   int64_t batch_tokens = 2048;  // run at once
   GptqOptions gptq;             // its `parallel` serves all the work

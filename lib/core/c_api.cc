@@ -23,10 +23,8 @@ using nibble::Status;
 using nibble::TensorView;
 using nibble::c_api::Call;
 using nibble::c_api::CheckPointer;
+using nibble::c_api::Release;
 
-struct nibble_tensor {
-  QuantizedTensor value;
-};
 struct nibble_packed {
   PackedWeights value;
 };
@@ -52,14 +50,6 @@ Status CopyInfo(const FormatInfo* found, const std::string& what, nibble_format_
   NIBBLE_RETURN_IF_ERROR(CheckPointer(info, "info"));
   if (found == nullptr) return nibble::NotFound("no format has " + what);
   *info = ToInfo(*found);
-  return OkStatus();
-}
-
-// Hands a result to the caller as a handle.
-template <class Handle, class Value>
-Status Release(Result<Value> result, Handle** handle) {
-  if (!result.ok()) return std::move(result).status();
-  *handle = new Handle{*std::move(result)};
   return OkStatus();
 }
 

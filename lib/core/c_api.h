@@ -12,8 +12,13 @@
 #include "nibble/c_api.h"
 #include "nibble/parallel.h"
 #include "nibble/quantize.h"
+#include "nibble/quantized_tensor.h"
 #include "nibble/status.h"
 #include "nibble/tensor.h"
+
+struct nibble_tensor {
+  nibble::QuantizedTensor value;
+};
 
 namespace nibble::c_api {
 
@@ -77,6 +82,14 @@ inline QuantizeOptions ToOptions(const nibble_quantize_options* options, int64_t
   result.non_finite = options->clamp_non_finite ? NonFinite::kClamp : NonFinite::kError;
   result.parallel = ToParallelFor(&options->parallel);
   return result;
+}
+
+// Hands a result to the caller as a handle.
+template <class Handle, class Value>
+Status Release(Result<Value> result, Handle** handle) {
+  if (!result.ok()) return std::move(result).status();
+  *handle = new Handle{*std::move(result)};
+  return OkStatus();
 }
 
 inline std::span<const std::byte> ToBytes(const void* data, size_t bytes) {

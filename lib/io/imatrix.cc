@@ -2,7 +2,8 @@
 //   i32 entries, then for each: i32 name length, name, i32 chunks, i32 values, f32[values];
 //   then optionally i32 chunks, i32 length, path of the text.
 // A value is a mean square times the entry's chunks. The GGUF format holds two tensors an entry,
-// NAME.in_sum2 [cols, matrices] and NAME.counts [1, matrices], both f32, and imatrix.* metadata.
+// NAME.in_sum2 [cols, matrices] and NAME.counts [1, matrices], both f32, and imatrix.* metadata;
+// here also NAME.in_max [cols, matrices], which llama.cpp ignores.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -22,6 +23,7 @@ static_assert(std::endian::native == std::endian::little, "the files are little-
 
 constexpr std::string_view kSums = ".in_sum2";
 constexpr std::string_view kCounts = ".counts";
+constexpr std::string_view kMaxima = ".in_max";
 // The older format does not tell the tokens of a chunk; this is llama.cpp's default.
 constexpr int64_t kDefaultChunkTokens = 512;
 
@@ -156,6 +158,14 @@ Result<ImportanceMatrix> LoadGguf(const std::string& path) {
       layer.counts.push_back(std::llround(n));
     }
     layer.cols = static_cast<int64_t>(layer.sum_squares.size() / numbers.size());
+    if (const GgufTensor* maxima = file.Find(name + std::string(kMaxima)); maxima != nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(layer.maxima, ReadFloats(path, *maxima));
+      NIBBLE_RETURN_IF_ERROR(CheckSums(path, name, layer.maxima));
+      if (layer.maxima.size() != layer.sum_squares.size()) {
+        return Corrupt(path + ": " + Quoted(name) + ": " + std::to_string(layer.maxima.size()) +
+                       " maxima beside " + std::to_string(layer.sum_squares.size()) + " sums");
+      }
+    }
     result.layers.emplace(name, std::move(layer));
   }
   if (result.layers.empty()) return Corrupt(path + ": holds no importance matrix");
@@ -174,45 +184,6 @@ void AppendString(std::string& out, std::string_view text) {
 }
 
 }  // namespace
-
-std::vector<float> LayerStatistics::MeanSquares(int64_t m) const {
-  if (m < 0 || m >= matrices() || counts[static_cast<size_t>(m)] <= 0) return {};
-  const auto count = static_cast<float>(counts[static_cast<size_t>(m)]);
-  const auto first = sum_squares.begin() + m * cols;
-  std::vector<float> means(first, first + cols);
-  for (float& mean : means) mean /= count;
-  return means;
-}
-
-const LayerStatistics* ImportanceMatrix::Find(std::string_view name) const {
-  const auto found = layers.find(name);
-  return found == layers.end() ? nullptr : &found->second;
-}
-
-Status ImportanceMatrix::Merge(const ImportanceMatrix& other) {
-  for (const auto& [name, theirs] : other.layers) {
-    const LayerStatistics* ours = Find(name);
-    if (ours != nullptr && (ours->cols != theirs.cols || ours->matrices() != theirs.matrices())) {
-      return InvalidArgument(name + ": " + std::to_string(ours->matrices()) + " x " +
-                             std::to_string(ours->cols) + " inputs in one importance matrix, " +
-                             std::to_string(theirs.matrices()) + " x " +
-                             std::to_string(theirs.cols) + " in the other");
-    }
-  }
-  for (const auto& [name, theirs] : other.layers) {
-    const auto [entry, is_new] = layers.emplace(name, theirs);
-    if (is_new) continue;
-    LayerStatistics& ours = entry->second;
-    for (size_t i = 0; i < theirs.sum_squares.size(); ++i) {
-      ours.sum_squares[i] += theirs.sum_squares[i];
-    }
-    for (size_t m = 0; m < theirs.counts.size(); ++m) ours.counts[m] += theirs.counts[m];
-  }
-  datasets.insert(datasets.end(), other.datasets.begin(), other.datasets.end());
-  chunks += other.chunks;
-  if (chunk_tokens == 0) chunk_tokens = other.chunk_tokens;
-  return OkStatus();
-}
 
 Result<ImportanceMatrix> ImportanceMatrix::Load(const std::string& path) {
   return CatchAllocationFailure(path, [&]() -> Result<ImportanceMatrix> {
@@ -238,12 +209,19 @@ Status ImportanceMatrix::SaveGguf(const std::string& path) const {
     counts.dims = {1, layer.matrices()};
     tensors.push_back(std::move(sums));
     tensors.push_back(std::move(counts));
+    if (layer.maxima.empty()) continue;
+    GgufTensorInfo maxima;
+    maxima.name = name + std::string(kMaxima);
+    maxima.dims = {layer.cols, layer.matrices()};
+    tensors.push_back(std::move(maxima));
   }
   NIBBLE_ASSIGN_OR_RETURN(GgufWriter writer, GgufWriter::Create(path, metadata, tensors));
   for (const auto& [name, layer] : layers) {
     const std::vector<float> counts(layer.counts.begin(), layer.counts.end());
     NIBBLE_RETURN_IF_ERROR(writer.Append(std::as_bytes(std::span(layer.sum_squares))));
     NIBBLE_RETURN_IF_ERROR(writer.Append(std::as_bytes(std::span(counts))));
+    if (layer.maxima.empty()) continue;
+    NIBBLE_RETURN_IF_ERROR(writer.Append(std::as_bytes(std::span(layer.maxima))));
   }
   return writer.Finish();
 }

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "lib/model/run_text.h"
 #include "lib/model/runner_impl.h"
 #include "nibble/calibrate.h"
 #include "nibble/model.h"
@@ -17,11 +18,6 @@ namespace nibble {
 
 // Both halves of a layer norm the residual stream for their first matrices; their last adds to it.
 enum class Half { kAttention, kFeedForward };
-
-// Some windows.
-struct WindowBatch {
-  int64_t first, windows;
-};
 
 class LayerStream {
  public:

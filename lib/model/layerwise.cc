@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -111,14 +112,11 @@ class Layerwise {
     return OkStatus();
   }
 
-  template <class Function>  // Status(WindowBatch)
-  Status ForEachBatch(const Function& function) {
-    const int64_t step = std::max<int64_t>(1, options_.batch_tokens / text_.context);
-    for (int64_t first = 0; first < text_.windows(); first += step) {
-      NIBBLE_RETURN_IF_ERROR(function(WindowBatch{first, std::min(step, text_.windows() - first)}));
-      NIBBLE_RETURN_IF_ERROR(Report());
-    }
-    return OkStatus();
+  Status ForEachBatch(const std::function<Status(WindowBatch)>& function) {
+    return nibble::ForEachBatch(text_, options_.batch_tokens, [&](WindowBatch batch) -> Status {
+      NIBBLE_RETURN_IF_ERROR(function(batch));
+      return Report();
+    });
   }
 
   // Matrices that see the residual stream behind a norm.
@@ -306,41 +304,16 @@ class Layerwise {
 
   // Mean squares of the inputs of the output matrix, of the original model.
   Result<std::vector<float>> HeadImportance() {
-    const int64_t width = model_.config().width;
-    RunnerOptions run;
-    run.precision = Precision::kF32;
-    run.parallel = parallel_;
-    Runner runner(model_, run);
-    NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model_.config()));
-    std::vector<float> hidden;
-    std::vector<double> sums(static_cast<size_t>(width));
-    NIBBLE_RETURN_IF_ERROR(ForEachBatch([&](WindowBatch batch) -> Status {
-      std::vector<SequenceInput> inputs;
-      for (int64_t w = batch.first; w < batch.first + batch.windows; ++w) {
-        inputs.push_back({cache.AddSequence(),
-                          std::span(text_.tokens)
-                              .subspan(static_cast<size_t>(w * text_.context),
-                                       static_cast<size_t>(text_.context)),
-                          true});
-      }
-      NIBBLE_RETURN_IF_ERROR(runner.Forward(cache, inputs, &hidden));
-      for (const SequenceInput& input : inputs) {
-        NIBBLE_RETURN_IF_ERROR(cache.Remove(input.sequence));
-      }
-      const int64_t rows = batch.windows * text_.context;
-      NIBBLE_RETURN_IF_ERROR(
-          CheckFinite(ViewOf(std::as_const(hidden).data(), rows, width), batch, text_.context)
-              .WithContext("the output"));
-      for (int64_t i = 0; i < rows * width; ++i) {
-        sums[static_cast<size_t>(i % width)] += static_cast<double>(hidden[i]) * hidden[i];
-      }
-      return OkStatus();
-    }));
-    std::vector<float> means(sums.size());
-    for (size_t j = 0; j < means.size(); ++j) {
-      means[j] = static_cast<float>(sums[j] / static_cast<double>(text_.tokens.size()));
-    }
-    return means;
+    LayerStatistics seen(model_.config().width, /*matrices=*/1);
+    NIBBLE_RETURN_IF_ERROR(RunText(model_, text_, options_.batch_tokens, parallel_, nullptr,
+                                   [&](WindowBatch batch, TensorView hidden) -> Status {
+                                     NIBBLE_RETURN_IF_ERROR(
+                                         CheckFinite(hidden, batch, text_.context));
+                                     NIBBLE_RETURN_IF_ERROR(seen.Add(hidden));
+                                     return Report();
+                                   })
+                               .WithContext(model_.weights().head.name));
+    return seen.MeanSquares();
   }
 
   Status Keep(QuantizedTensor made, MatrixReport report) {

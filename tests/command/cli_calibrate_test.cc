@@ -49,6 +49,29 @@ TEST_F(CliTest, GptqCalibratesAndTellsHow) {
   ExpectOneLine(again, "calibration.txt");
 }
 
+TEST_F(CliTest, CalibrateWritesMergesAndServesAsImportance) {
+  const std::string text = " " + kReferenceModel + "/calibration.txt --quiet";
+  const std::string command = "calibrate " + kReferenceModel + text + " -o ";
+  const std::string a = folder_ / "a.gguf", b = folder_ / "b.dat";
+  ASSERT_EQ(Nibble(command + a + " --calibration-windows 2").status, 0);
+  EXPECT_EQ(Nibble(command + a + " --calibration-windows 2").status, 2);  // exists
+  ASSERT_EQ(Nibble(command + b + " --calibration-windows 4 --calibration-context 128").status, 0);
+  const Outcome both =
+      Nibble("calibrate --merge " + a + " --merge " + b + " --json -o " + (folder_ / "both.gguf"));
+  ASSERT_EQ(both.status, 0) << both.err;
+  const json document = json::parse(both.out);
+  EXPECT_EQ(document["windows"], 6);
+  EXPECT_EQ(document["matrices"].size(), 56u);
+  EXPECT_EQ(document["matrices"][0]["name"], "blk.0.attn_k.weight");
+  EXPECT_EQ(document["matrices"][0]["inputs"], 256);
+  const Outcome made = Nibble("quantize " + kReferenceModel + " --type Q3_K_M --quiet -o " +
+                              (folder_ / "out.gguf") + " --imatrix " + (folder_ / "both.gguf"));
+  EXPECT_EQ(made.status, 0) << made.err;
+
+  ExpectOneLine(Nibble("calibrate -o x"), "--merge");
+  ExpectOneLine(Nibble("calibrate --merge " + (folder_ / "none.gguf") + " -o x"), "none.gguf");
+}
+
 TEST_F(CliTest, CalibrationRefusesMisuse) {
   const std::string command =
       "quantize " + kReferenceModel + " -o " + (folder_ / "x.gguf") + " --type Q4_K_M ";

@@ -7,6 +7,17 @@
 
 namespace nibble::tools {
 
+void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std::string& windows) {
+  command
+      .add_option("--calibration-context", options.context,
+                  "Tokens in a window of the text; default 512, or the model's context")
+      ->check(CLI::Range(int64_t{16}, int64_t{1} << 24));
+  command
+      .add_option("--calibration-windows", options.windows,
+                  "Stop after so many windows; default " + windows)
+      ->check(CLI::PositiveNumber);
+}
+
 Result<Calibration> LoadCalibration(const std::string& path, const CalibrationOptions& options,
                                     int64_t most_windows) {
   constexpr int64_t kContext = 512;

@@ -24,6 +24,9 @@ struct Calibration {
   CalibrationText text;
 };
 
+// --calibration-context and --calibration-windows; `windows`: the default, in words.
+void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std::string& windows);
+
 // `most_windows`: where the options name no number; 0: all.
 Result<Calibration> LoadCalibration(const std::string& model, const CalibrationOptions& options,
                                     int64_t most_windows);

@@ -29,6 +29,7 @@ int Run(int argc, char** argv) {
   app.footer("'nibble COMMAND --help' tells more. Exit status: 0 success, 1 failure, 2 misuse.");
   Action action;
   AddQuantize(app, action);
+  AddCalibrate(app, action);
   AddConvert(app, action);
   AddDequantize(app, action);
   AddInspect(app, action);

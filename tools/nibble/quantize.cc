@@ -58,16 +58,7 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option*
       })
       ->take_all()
       ->expected(1);
-  command
-      .add_option("--calibration-context", calibration.context,
-                  "Tokens in a window of the text; default 512, or the model's context")
-      ->check(CLI::Range(int64_t{16}, int64_t{1} << 24))
-      ->needs(text);
-  command
-      .add_option("--calibration-windows", calibration.windows,
-                  "Stop after so many windows; default 128")
-      ->check(CLI::PositiveNumber)
-      ->needs(text);
+  AddWindowOptions(command, calibration, "128");
   command
       .add_option("--damping", calibration.damping,
                   "Of gptq: share of the mean diagonal added to the Hessian; default 0.01")
