@@ -11,8 +11,8 @@ TYPES = [("F32", 0), ("F16", 1), ("BF16", 32), ("Q8_0", 7), ("Q6_K", 18), ("Q5_K
          ("Q3_K_L", 13), ("Q3_K_M", 12), ("Q3_K_S", 11), ("q3_K", None), ("Q2_K", 10),
          ("TQ2_0", 37), ("TQ1_0", 36)]
 
-# Types that nibble reads and llama.cpp writes without an importance matrix.
-READ_TYPES = [("IQ3_S", 26), ("IQ3_XXS", 23)]
+# Of the types that nibble only reads the one that llama.cpp writes without an importance matrix.
+READ_TYPES = [("IQ3_S", 26)]
 
 
 def quantize(source, target, file_type):

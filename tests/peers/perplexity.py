@@ -26,7 +26,7 @@ CONTEXT = 256
 
 
 def perplexity_of_llama_cpp(path, text, windows):
-    """Perplexity, its standard error and the number of windows."""
+    """Perplexity, and the number of windows."""
     model = llama_cpp.Llama(path, n_ctx=CONTEXT, n_batch=CONTEXT, logits_all=True, verbose=False,
                             n_threads=1, n_threads_batch=1)
     tokens = model.tokenize(text, add_bos=True)
@@ -42,9 +42,7 @@ def perplexity_of_llama_cpp(path, text, windows):
         chosen = logits[np.arange(len(logits)), part[first + 1:]]
         nll.append(np.log(np.exp(logits).sum(axis=1)) - chosen)
     model.close()
-    nll = np.concatenate(nll)
-    value = float(np.exp(nll.mean()))
-    return value, value * float(nll.std(ddof=1)) / len(nll)**0.5, count
+    return float(np.exp(np.concatenate(nll).mean())), count
 
 
 def perplexity_of_nibble(nibble, path, text_path, windows, precision):
@@ -65,11 +63,11 @@ def report(arguments, rows, windows):
             ", which llama.cpp wrote. int8 is nibble's default: activations rounded to 8 bits by "
             "block, as llama.cpp rounds them; f32 does not round them. Made by "
             "`tests/peers/perplexity.py`.", "",
-            "| type | llama.cpp | ± | nibble, int8 | differs | nibble, f32 | differs |",
-            "|---|---:|---:|---:|---:|---:|---:|"]
-    for name, (theirs, error), ours in rows:
+            "| type | llama.cpp | nibble, int8 | differs | nibble, f32 | differs |",
+            "|---|---:|---:|---:|---:|---:|"]
+    for name, theirs, ours in rows:
         cells = [f"{ours[p]:.4f} | {100 * (ours[p] / theirs - 1):+.3f} %" for p in ours]
-        bits.append(f"| {name} | {theirs:.4f} | {error:.4f} | " + " | ".join(cells) + " |")
+        bits.append(f"| {name} | {theirs:.4f} | " + " | ".join(cells) + " |")
     pathlib.Path(arguments.report).write_text("\n".join(bits) + "\n", encoding="utf-8")
 
 
@@ -95,7 +93,7 @@ def main():
             else:
                 subprocess.run([arguments.nibble, "quantize", source, "-o", target, "--type", name,
                                 "--quiet"], check=True)
-            theirs, error, windows = perplexity_of_llama_cpp(target, text, arguments.windows)
+            theirs, windows = perplexity_of_llama_cpp(target, text, arguments.windows)
             ours = {}
             for precision in ("int8", "f32"):
                 result = perplexity_of_nibble(arguments.nibble, target, arguments.text, windows,
@@ -107,7 +105,7 @@ def main():
             differs = 100 * (ours["int8"] / theirs - 1)
             good = abs(differs) <= FLOATS.get(name, QUANTIZED)
             failures += not good
-            rows.append((name, (theirs, error), ours))
+            rows.append((name, theirs, ours))
             print(f"{'ok  ' if good else 'FAIL'} {name:8} llama.cpp {theirs:9.4f}  nibble int8 "
                   f"{ours['int8']:9.4f} ({differs:+.3f} %)  f32 {ours['f32']:9.4f} "
                   f"({100 * (ours['f32'] / theirs - 1):+.3f} %)", flush=True)
