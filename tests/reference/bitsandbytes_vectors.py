@@ -1,6 +1,6 @@
 """Makes bitsandbytes_vectors.json: what bitsandbytes' reference backend gives for planar_bitsandbytes_test.cc.
 
-Run with numpy, torch (CPU) and bitsandbytes installed:  python bitsandbytes_vectors.py
+Run with what requirements-bitsandbytes.txt names installed:  python bitsandbytes_vectors.py
 
 The native CPU library is kept from loading, so that the package's own portable implementation runs:
 the native one finds 8-bit codes through a table of limited resolution and misses the nearest value
