@@ -20,10 +20,6 @@ Status AddTokenizer(const std::string& folder, const HfConfig& config, const Jso
                     GgufMetadata& metadata, std::vector<std::string>& paths,
                     std::vector<std::string>& notices);
 
-// The name by which llama.cpp knows how a byte-level tokenizer.json, given whole, cuts text into
-// words; "" where it is none of those known here.
-std::string DetectPreTokenizer(const nlohmann::json& tokenizer);
-
 }  // namespace nibble
 
 #endif  // NIBBLE_LIB_MODEL_HF_TOKENIZER_H_

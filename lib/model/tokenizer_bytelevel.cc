@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "lib/model/pre_tokenizer.h"
 #include "lib/model/tokenizer_impl.h"
 
 namespace nibble {
@@ -34,41 +35,6 @@ struct ByteAlphabet {
 const ByteAlphabet& Alphabet() {
   static const ByteAlphabet alphabet;
   return alphabet;
-}
-
-// The expressions that cut text into words, by tokenizer.ggml.pre. Several are applied one after
-// another, each to the pieces that the one before left.
-#define NIBBLE_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define NIBBLE_GPT2 \
-  "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-#define NIBBLE_CL100K(digits)                                  \
-  NIBBLE_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits \
-                      "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-
-struct PreTokenizer {
-  const char* name;
-  std::vector<const char*> expressions;
-  bool ignore_merges;  // a word that is a token is taken whole
-};
-
-const std::vector<PreTokenizer>& PreTokenizers() {
-  static const std::vector<PreTokenizer> table = {
-      {"gpt-2", {NIBBLE_GPT2}, false},
-      {"default",
-       {"[\\p{P}\\$\\+<=>\\^~\\|]+",
-        "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)", "\\p{N}+",
-        "[0-9][0-9][0-9]"},
-       false},
-      {"llama-bpe", {NIBBLE_CL100K("\\p{N}{1,3}")}, true},
-      {"llama3", {NIBBLE_CL100K("\\p{N}{1,3}")}, true},
-      {"llama-v3", {NIBBLE_CL100K("\\p{N}{1,3}")}, true},
-      {"qwen2", {NIBBLE_CL100K("\\p{N}")}, false},
-      {"smollm", {"\\p{N}", NIBBLE_GPT2}, false},
-      {"starcoder", {"\\p{N}", NIBBLE_GPT2}, false},
-      {"refact", {"\\p{N}", NIBBLE_GPT2}, false},
-      {"command-r", {"\\p{N}", NIBBLE_GPT2}, false},
-  };
-  return table;
 }
 
 struct FreeCode {
@@ -204,24 +170,23 @@ class ByteLevelEncoder : public TextEncoder {
 Result<std::unique_ptr<TextEncoder>> MakeByteLevelEncoder(const TokenTable& vocabulary,
                                                           const std::vector<std::string>& merges,
                                                           const std::string& pre) {
-  for (const PreTokenizer& candidate : PreTokenizers()) {
-    if (pre != candidate.name) continue;
-    std::vector<Expression> expressions;
-    for (const char* pattern : candidate.expressions) {
-      int error = 0;
-      PCRE2_SIZE offset = 0;
-      Expression expression(
-          pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED,
-                        PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &error, &offset, nullptr));
-      if (expression == nullptr)
-        return InternalError("the expression of '" + pre + "' does not compile");
-      pcre2_jit_compile(expression.get(), PCRE2_JIT_COMPLETE);  // without a JIT it is interpreted
-      expressions.push_back(std::move(expression));
+  const PreTokenizer* const known = FindPreTokenizer(pre);
+  if (known == nullptr) return Unsupported("tokenizer.ggml.pre '" + pre + "' is not known");
+  std::vector<Expression> expressions;
+  for (const char* pattern : known->expressions) {
+    int error = 0;
+    PCRE2_SIZE offset = 0;
+    Expression expression(
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED,
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &error, &offset, nullptr));
+    if (expression == nullptr) {
+      return InternalError("the expression of '" + pre + "' does not compile");
     }
-    return std::unique_ptr<TextEncoder>(std::make_unique<ByteLevelEncoder>(
-        vocabulary, merges, std::move(expressions), candidate.ignore_merges));
+    pcre2_jit_compile(expression.get(), PCRE2_JIT_COMPLETE);  // without a JIT it is interpreted
+    expressions.push_back(std::move(expression));
   }
-  return Unsupported("tokenizer.ggml.pre '" + pre + "' is not known");
+  return std::unique_ptr<TextEncoder>(std::make_unique<ByteLevelEncoder>(
+      vocabulary, merges, std::move(expressions), known->ignore_merges));
 }
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "lib/model/hf_tokenizer.h"
+#include "lib/model/pre_tokenizer.h"
 
 namespace nibble {
 namespace {

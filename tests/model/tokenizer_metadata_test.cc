@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "lib/model/hf_tokenizer.h"
+#include "lib/model/pre_tokenizer.h"
 #include "nibble/model_source.h"
 #include "tests/hf_folder.h"
 

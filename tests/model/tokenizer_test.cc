@@ -116,6 +116,16 @@ TEST(ByteLevel, WordsAreCutAsThePreTokenizerSays) {
   ASSERT_TRUE(gpt2.ok() && digits.ok());
   EXPECT_EQ(Encode(*gpt2, "123"), (Ids{261}));
   EXPECT_EQ(Encode(*digits, "123").size(), 3u);  // each digit is a word
+  for (const char* one_by_one : {"tekken", "qwen2", "starcoder", "refact", "command-r"}) {
+    const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata(one_by_one));
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+    EXPECT_EQ(Encode(*tokenizer, "123").size(), 3u) << one_by_one;
+  }
+  for (const char* by_three : {"llama-bpe", "smaug-bpe", "gpt-4o", "llama3", "default"}) {
+    const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata(by_three));
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+    EXPECT_EQ(Encode(*tokenizer, "123123"), (Ids{261, 261})) << by_three;
+  }
   // A merge never crosses from one word into the next.
   EXPECT_EQ(Encode(*gpt2, "ab1").size(), 2u);
 }
