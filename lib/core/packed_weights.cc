@@ -37,14 +37,12 @@ constexpr size_t kNameBytes = 64;  // of a scheme, filled up with zeros
 constexpr size_t kPlaneAlignment = 64;
 
 Result<int64_t> TilesBytes(Format format, int64_t rows, int64_t cols) {
-  NIBBLE_RETURN_IF_ERROR(FormatBytes(format, rows, cols).status());
-  int64_t bytes = 0;
-  // A tile is at most some percent larger than its blocks, so only the rounding up can overflow.
-  if (rows > INT64_MAX - kPackRows ||
-      __builtin_mul_overflow(PackedTileBytes(format, cols), DivideUp(rows, kPackRows), &bytes)) {
-    return InvalidArgument("packed weights: too large");
-  }
-  return bytes;
+  // Tiles take at most a quarter more than their rows, the last of which may be absent; where four
+  // times the rows have a size, the product below has one.
+  if (rows > INT64_MAX / 4 - kPackRows) return InvalidArgument("packed weights: too large");
+  const int64_t tiles = DivideUp(rows, kPackRows);
+  NIBBLE_RETURN_IF_ERROR(FormatBytes(format, 4 * tiles * kPackRows, cols).status());
+  return tiles * PackedTileBytes(format, cols);
 }
 
 // Where the planes of a scheme lie in a payload: sizes, and offsets that are multiples of
