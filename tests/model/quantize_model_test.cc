@@ -238,6 +238,13 @@ TEST(QuantizeModel, ExpertsHaveImportanceOfTheirOwn) {
   EXPECT_FALSE(RederiveModel(file, MustOpen(folder / "in.gguf"), &*stacked).ok());
 }
 
+// What one token whose inputs are all 1 leaves.
+LayerStatistics Ones(int64_t cols) {
+  LayerStatistics ones(cols, 1);
+  EXPECT_TRUE(ones.Add(ViewOf(std::vector<float>(cols, 1.0f).data(), 1, cols)).ok());
+  return ones;
+}
+
 TEST(QuantizeModel, ImportanceMustFit) {
   const TemporaryFolder folder;
   WriteSyntheticModel(folder / "in.gguf", SmallLlama());
@@ -245,7 +252,7 @@ TEST(QuantizeModel, ImportanceMustFit) {
   ImportanceMatrix matrix;
   for (const ModelTensor& tensor : source.tensors()) {
     if (tensor.dims.size() < 2 || tensor.name == "token_embd.weight") continue;
-    matrix.layers[tensor.name] = {256, std::vector<float>(256, 1.0f), {1}};
+    matrix.layers[tensor.name] = Ones(256);
   }
   ModelRecipe recipe = RecipeOf("q8_0");
   recipe.importance = &matrix;
@@ -257,7 +264,7 @@ TEST(QuantizeModel, ImportanceMustFit) {
   EXPECT_NE(lacking.status().message().find("blk.1.attn_k.weight"), std::string::npos);
   EXPECT_TRUE(PlanModel(source, recipe, {.missing_importance = true}).ok());
 
-  matrix.layers["blk.1.attn_k.weight"] = {255, std::vector<float>(255, 1.0f), {1}};
+  matrix.layers["blk.1.attn_k.weight"] = Ones(255);
   const auto wrong = PlanModel(source, recipe, {.missing_importance = true});
   ASSERT_FALSE(wrong.ok());
   EXPECT_NE(wrong.status().message().find("255"), std::string::npos);
