@@ -154,7 +154,7 @@ def main():
         folder.mkdir(exist_ok=True)
 
         def nibble(*words):
-            subprocess.run([arguments.nibble, *map(str, words)], check=True)
+            subprocess.run([arguments.nibble, *map(str, words)], check=True, stdout=sys.stderr)
 
         source, imatrix = folder / "f16.gguf", folder / "imatrix.gguf"
         windows = ["--calibration-windows", arguments.calibration_windows,
