@@ -7,7 +7,8 @@
 //   GFLOP/s    multiplications and additions a second
 //   of_limit   share of that limit
 //   vs_ggml    ggml's best time / the packed product's time
-//   vs_openvino  OpenVINO's time with a format of about as many bits / the packed product's time (not
+//   vs_openvino  OpenVINO's time with a format of about as many bits / the packed product's time
+//   (not
 //              for few activation rows, whose copies it cannot cycle through)
 //   canonical_...      the same from canonical weights
 //   canonical_vs_ggml  ggml's time with plain weights / the canonical product's time
@@ -112,8 +113,7 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
   std::unique_ptr<OpenVinoMatmul> openvino_peer;
   if (m_rows > kFewRows) {
     const int bits = 8 * info.block_bytes <= 6 * info.block_weights ? 4 : 8;
-    openvino_peer =
-        std::make_unique<OpenVinoMatmul>(bits, shape.rows, shape.cols, m_rows, threads);
+    openvino_peer = std::make_unique<OpenVinoMatmul>(bits, shape.rows, shape.cols, m_rows, threads);
   }
   for (auto _ : state) {
     limit.Run([&] {

@@ -191,8 +191,7 @@ void QuantizeActivations(const float* row, int64_t cols, int group, int offset, 
     const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
     int32_t sum[2] = {0, 0};
     for (size_t i = 0; i < 32; i += lanes) {
-      const auto q =
-          hn::DemoteTo(d8, hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse)));
+      const auto q = hn::DemoteTo(d8, hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse)));
       hn::StoreU(q, d8, codes + k + i);
       // Of the codes, which are small even where an activation is not finite.
       sum[i / 16] += hn::ReduceSum(di, hn::PromoteTo(di, q));

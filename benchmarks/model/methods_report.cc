@@ -134,7 +134,8 @@ class Report {
   void PrintHead() const {
     std::printf(
         "# Calibrated methods against rounding to nearest\n\n"
-        "Tables written by `methods_report examples/reference-model`, notes by hand. Calibration: %lld windows of %lld "
+        "Tables written by `methods_report examples/reference-model`, notes by hand. Calibration: "
+        "%lld windows of %lld "
         "tokens of `calibration.txt`. Judged on %lld windows of `evaluation.txt`, which no method "
         "has seen: the error of the layers' outputs (mean over the matrices of |(W - Q) x|² / "
         "|W x|² on the inputs that the unquantized model gives), the perplexity, and the mean KL "

@@ -190,8 +190,8 @@ typedef struct nibble_gptq_report {
 } nibble_gptq_report;
 
 /* Quantizes for the least error of the layer's outputs: what one column's rounding spoils, the
- * later ones make good. `type` names a block format with searched scales ("q2_K" to "q6_K", "iq4_xs",
- * "q4_0" and so on) or a planar scheme. `options` and `report` may be NULL. */
+ * later ones make good. `type` names a block format with searched scales ("q2_K" to "q6_K",
+ * "iq4_xs", "q4_0" and so on) or a planar scheme. `options` and `report` may be NULL. */
 nibble_status nibble_tensor_quantize_gptq(nibble_matrix weights, const char* type,
                                           const nibble_hessian* hessian,
                                           const nibble_gptq_options* options,

@@ -38,9 +38,11 @@ int Run(ForecastCommand options) {
   }
   fmt::print("{}", table.Text());
   if (options.common.quiet) return kSuccess;
-  fmt::print("\nTokens/s are limits of a model larger than the caches: memory gives {}/s, products {:.0f} Gmultiply-adds/s.\n",
-             Size(static_cast<uint64_t>(machine.read_bytes_per_second)),
-             machine.multiply_adds_per_second / 1e9);
+  fmt::print(
+      "\nTokens/s are limits of a model larger than the caches: memory gives {}/s, products {:.0f} "
+      "Gmultiply-adds/s.\n",
+      Size(static_cast<uint64_t>(machine.read_bytes_per_second)),
+      machine.multiply_adds_per_second / 1e9);
   for (const std::string& notice : notices) fmt::print(stderr, "note: {}\n", notice);
   return kSuccess;
 }
