@@ -10,11 +10,14 @@
 //   vs_openvino  OpenVINO's time with a format of about as many bits / the packed product's time
 //   (not
 //              for few activation rows, whose copies it cannot cycle through)
+//   nmse       error of the product over its energy, against f32 arithmetic: what rounding
+//              activations costs
 //   canonical_...      the same from canonical weights
 //   canonical_vs_ggml  ggml's time with plain weights / the canonical product's time
 //
 // Few activation rows cycle through 256 MiB of matrices, so that weights come from memory as they
-// do in a model. Choose cases with --benchmark_filter=matmul/q4_K/4096x4096/M:1/threads:1 .
+// do in a model; `matmul_64MiB` through 64 MiB, of which a large cache holds some or all. Choose
+// cases with --benchmark_filter=matmul/q4_K/4096x4096/M:1/threads:1 .
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -22,16 +25,15 @@
 
 #include "benchmark/benchmark.h"
 #include "benchmarks/ggml_matmul.h"
-#include "benchmarks/limits.h"
 #include "benchmarks/openvino_matmul.h"
 #include "benchmarks/turns.h"
+#include "kernels/machine_limits.h"
 #include "nibble/matmul.h"
 
 namespace nibble {
 namespace {
 
 constexpr int64_t kFewRows = 8;
-constexpr size_t kCycleBytes = size_t{256} << 20;
 
 struct Shape {
   int64_t rows, cols;
@@ -60,6 +62,17 @@ QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols) {
   return *std::move(tensor);
 }
 
+// Error energy of `values` over the energy of `exact`.
+double Nmse(const std::vector<float>& values, const std::vector<float>& exact) {
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double e = static_cast<double>(values[i]) - static_cast<double>(exact[i]);
+    error += e * e;
+    energy += static_cast<double>(exact[i]) * static_cast<double>(exact[i]);
+  }
+  return error / energy;
+}
+
 Buffer Copy(std::span<const std::byte> bytes) {
   auto buffer = Buffer::Allocate(bytes.size());
   if (!buffer.ok()) std::abort();
@@ -67,7 +80,7 @@ Buffer Copy(std::span<const std::byte> bytes) {
   return *std::move(buffer);
 }
 
-void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
+void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape, size_t cycle_bytes) {
   const int64_t m_rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
   ThreadPool pool(threads);
@@ -79,7 +92,7 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
   if (!first.ok()) return state.SkipWithError(first.status().message().c_str());
   const std::span<const std::byte> blocks = weights.plane(Plane::kCodes).bytes();
   const int copies =
-      m_rows <= kFewRows ? static_cast<int>((kCycleBytes + blocks.size() - 1) / blocks.size()) : 1;
+      m_rows <= kFewRows ? static_cast<int>((cycle_bytes + blocks.size() - 1) / blocks.size()) : 1;
   std::vector<QuantizedTensor> canonical;
   std::vector<PackedWeights> packed;
   for (int i = 0; i < copies; ++i) {
@@ -147,6 +160,14 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape) {
     }
   }
 
+  std::vector<float> exact(out.size());
+  MatmulOptions exact_options = options;
+  exact_options.precision = Precision::kF32;
+  if (!Matmul(x, packed[0], y, options).ok() ||
+      !Matmul(x, weights, ViewOf(exact.data(), m_rows, shape.rows), exact_options).ok()) {
+    std::abort();
+  }
+  state.counters["nmse"] = Nmse(out, exact);
   const double seconds = from_packed.Median(), canonical_seconds = from_canonical.Median();
   const double operations = 2.0 * static_cast<double>(m_rows * shape.rows * shape.cols) * copies;
   state.counters["GB/s"] = static_cast<double>(first->bytes()) * copies / seconds / 1e9;
@@ -186,14 +207,20 @@ int main(int argc, char** argv) {
     if (!info.can_decode()) continue;
     for (const nibble::Shape& shape : nibble::kShapes) {
       if (shape.cols % info.block_weights != 0) continue;
-      const std::string name = std::string("matmul/") + info.name + "/" +
-                               std::to_string(shape.rows) + "x" + std::to_string(shape.cols);
-      benchmark::RegisterBenchmark(name.c_str(), nibble::MeasureMatmul, info, shape)
-          ->ArgNames({"M", "threads"})
-          ->ArgsProduct({{1, 2, 4, 8, 32, 128, 512}, {1, 2}})
-          ->Iterations(5)
-          ->UseManualTime()
-          ->Unit(benchmark::kMillisecond);
+      const std::string name = std::string("/") + info.name + "/" + std::to_string(shape.rows) +
+                               "x" + std::to_string(shape.cols);
+      const auto add = [&](const std::string& prefix, const std::vector<int64_t>& rows,
+                           size_t cycle_mib) {
+        benchmark::RegisterBenchmark((prefix + name).c_str(), nibble::MeasureMatmul, info, shape,
+                                     cycle_mib << 20)
+            ->ArgNames({"M", "threads"})
+            ->ArgsProduct({rows, {1, 2}})
+            ->Iterations(5)
+            ->UseManualTime()
+            ->Unit(benchmark::kMillisecond);
+      };
+      add("matmul", {1, 2, 4, 8, 32, 128, 512}, 256);
+      add("matmul_64MiB", {1, 2, 4, 8}, 64);
     }
   }
   benchmark::RunSpecifiedBenchmarks();

@@ -14,13 +14,14 @@ import ctypes
 import json
 import os
 import pathlib
-import platform
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+
+import machine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPTS = [16, 512]
@@ -158,22 +159,11 @@ def figure(turns, *keys):
 
 # ---------------------------------------------------------------- report
 
-def processor():
-    facts = dict(re.findall(r"^(model name|cpu family|model|flags)\s*:\s*(.*)$",
-                            pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    flags = facts.get("flags", "").split()
-    sets = [name for flag, name in (("avx2", "AVX2"), ("avx512f", "AVX-512"), ("avx512_vnni", "VNNI"),
-                                    ("avx512_bf16", "BF16"), ("amx_int8", "AMX")) if flag in flags]
-    name = facts.get("model name", platform.processor())
-    return (f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')}; "
-            f"{', '.join(sets)}), {os.cpu_count()} cores")
-
-
 def report(models, results, rounds, a):
     import llama_cpp
     first = next(iter(results.values()))["nibble"][0]
     lines = ["# Speed of whole models", "",
-             f"{processor()}, {a.threads} threads. nibble {first['version']} ({first['target']}, "
+             f"{machine.processor()}, {a.threads} threads. nibble {first['version']} ({first['target']}, "
              f"`--precision int8`) beside llama.cpp as llama-cpp-python {llama_cpp.__version__} "
              "builds it for this machine (weights as in the file, f16 cache, 512 tokens a batch). "
              f"Tokens per second, medians of {rounds} rounds in turn; load average over the last "

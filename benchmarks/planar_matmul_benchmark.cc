@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "benchmark/benchmark.h"
-#include "benchmarks/limits.h"
 #include "benchmarks/turns.h"
+#include "kernels/machine_limits.h"
 #include "nibble/matmul.h"
 #include "nibble/quantize.h"
 
@@ -67,9 +67,7 @@ void Measure(benchmark::State& state, const std::string& scheme, Precision preci
   std::vector<float> out(static_cast<size_t>(m_rows * kRows));
 
   const BareLoop bare =
-      precision == Precision::kInt8PerRow && GetAmxSupport().int8
-          ? BareLoop{"AMX int8", 4.0 * internal::kRounds * 16 * 16 * 64 * 2, internal::RunAmxInt8}
-          : FastestBareLoop();
+      precision == Precision::kInt8PerRow ? FastestInt8BareLoop() : FastestBareLoop();
   Turns product(threads), limit(threads);
   for (auto _ : state) {
     limit.Run([&] {

@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <numeric>
 #include <string>
 
+#include "kernels/machine_limits.h"
 #include "nibble/estimate.h"
 #include "nibble/matmul.h"
 #include "nibble/speed.h"
@@ -145,18 +145,12 @@ Result<Machine> MeasureMachine(const ParallelFor& parallel) {
     constexpr int64_t kPieces = 256;
     NIBBLE_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(kBytes));
     std::fill(memory.mutable_bytes().begin(), memory.mutable_bytes().end(), std::byte{1});
-    std::vector<uint64_t> sums(kPieces);  // used, so that the reads are not left out
     const double seconds = LeastSeconds(3, [&] {
       parallel(kPieces, [&](int64_t i, int) {
-        const auto* words = reinterpret_cast<const uint64_t*>(memory.data()) +
-                            static_cast<size_t>(i) * (kBytes / sizeof(uint64_t) / kPieces);
-        sums[static_cast<size_t>(i)] +=
-            std::accumulate(words, words + kBytes / sizeof(uint64_t) / kPieces, uint64_t{0});
+        constexpr size_t kPiece = kBytes / kPieces;
+        ReadBytes(memory.bytes().subspan(static_cast<size_t>(i) * kPiece, kPiece));
       });
     });
-    if (std::accumulate(sums.begin(), sums.end(), uint64_t{0}) == 0) {
-      return InternalError("memory was not read");
-    }
     machine.read_bytes_per_second = static_cast<double>(kBytes) / seconds;
   }
   constexpr int64_t kRows = 1024, kCols = 1024, kTokens = 256;

@@ -55,6 +55,56 @@ TEST_F(CliTest, BenchModelPrintsATable) {
   EXPECT_EQ(outcome.out.find("second / first"), std::string::npos);
 }
 
+TEST_F(CliTest, BenchTargetsTellsWhatCanRun) {
+  const Outcome text = Nibble("bench --targets");
+  ASSERT_EQ(text.status, 0) << text.err;
+  EXPECT_NE(text.out.find("(in use)"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("AMX tiles: "), std::string::npos) << text.out;
+  const json document = json::parse(Nibble("bench --targets --json").out);
+  ASSERT_FALSE(document["targets"].empty());
+  for (const json& target : document["targets"]) {
+    const std::string name = target;
+    EXPECT_NE(text.out.find(name), std::string::npos);
+    const Outcome forced =
+        Shell("NIBBLE_TARGET=" + name + " " + NIBBLE_COMMAND + " bench --targets --json");
+    EXPECT_EQ(json::parse(forced.out)["current"], name);
+  }
+}
+
+TEST_F(CliTest, BenchKernelsTimesFormatsAndSchemes) {
+  const Outcome outcome = Nibble(
+      "bench kernels --types 'q4_K,iq2_xxs,int4 sym g64 f16' --rows 1,20 --shape 48x512 --runs 1 "
+      "--threads 2 --json --quiet");
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json kernels = json::parse(outcome.out)["kernels"];
+  // Two products of each kind and both conversions; iq2_xxs has no encoder.
+  ASSERT_EQ(kernels.size(), 6u + 5u + 6u);
+  for (const json& kernel : kernels) {
+    EXPECT_GT(kernel["seconds"].get<double>(), 0);
+    EXPECT_EQ(kernel["weights"], 48 * 512);
+    EXPECT_FALSE(kernel["type"] == "iq2_xxs" && kernel["operation"] == "quantize");
+    if (kernel["operation"] == "product") {
+      EXPECT_EQ(kernel["operations"], 2 * 48 * 512 * kernel["activation_rows"].get<int>());
+    }
+  }
+  EXPECT_EQ(kernels[0]["weight_bytes"], 48 * 2 * 144);
+  EXPECT_EQ(kernels[0]["limit"], "memory read");
+}
+
+TEST_F(CliTest, BenchKernelsRefusesMisuse) {
+  const auto expect = [&](const std::string& arguments, const std::string& part) {
+    const Outcome outcome = Nibble("bench kernels " + arguments);
+    EXPECT_EQ(outcome.status, 2) << arguments;
+    ExpectOneLine(outcome, part);
+  };
+  expect("--types q4_X", "q4_X");
+  expect("--types q8_K", "q8_K");
+  expect("--shape 64", "64");
+  expect("--shape 64x100 --types q4_K", "100");
+  expect("--rows 0", "rows");
+  expect("--operations divide", "divide");
+}
+
 TEST_F(CliTest, BenchModelRefusesMisuse) {
   const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
     const Outcome outcome = Nibble(arguments);

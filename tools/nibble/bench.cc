@@ -8,6 +8,7 @@
 #include "nibble/model_benchmark.h"
 #include "nibble/target.h"
 #include "nlohmann/json.hpp"
+#include "tools/nibble/bench.h"
 #include "tools/nibble/command.h"
 #include "tools/nibble/run_options.h"
 #include "tools/nibble/terminal.h"
@@ -224,7 +225,18 @@ int Run(BenchModelCommand options) {
 
 void AddBench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed");
-  bench->require_subcommand(1);
+  auto targets = std::make_shared<std::pair<bool, CommonOptions>>();
+  bench->add_flag("--targets", targets->first, "Tell which instruction sets can run here, and end");
+  bench->add_flag("--json", targets->second.json, "With --targets: print one JSON document");
+  bench->require_subcommand(0, 1);
+  bench->callback([bench, targets, &action] {
+    if (targets->first) {
+      action = [targets] { return PrintTargets(targets->second); };
+    } else if (bench->get_subcommands().empty()) {
+      throw CLI::RequiredError("bench: a subcommand, kernels or model, or --targets");
+    }
+  });
+  AddBenchKernels(*bench, action);
   CLI::App* command = bench->add_subcommand(
       "model", "Time a model, or two side by side: latencies, throughput, memory, same tokens");
   auto options = std::make_shared<BenchModelCommand>();

@@ -8,14 +8,33 @@
 
 namespace nibble::tools {
 
+namespace {
+
+void AddPrecision(CLI::App& command, const std::map<std::string, Precision>& names,
+                  const char* help, Precision& precision) {
+  command.add_option("--precision", precision, help)
+      ->transform(CLI::CheckedTransformer(names, CLI::ignore_case).description(""));
+}
+
+}  // namespace
+
 void AddRunOptions(CLI::App& command, RunOptions& options) {
-  static const std::map<std::string, Precision> precisions = {
+  static const std::map<std::string, Precision> names = {
       {"int8", Precision::kInt8}, {"bf16", Precision::kBf16}, {"f32", Precision::kF32}};
-  command
-      .add_option("--precision", options.precision,
-                  "Arithmetic of the products: int8 (default), bf16 or f32, which is exact")
-      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case).description(""));
+  AddPrecision(command, names,
+               "Arithmetic of the products: int8 (default), bf16 or f32, which is exact",
+               options.precision);
   AddCacheOptions(command, options.cache);
+}
+
+void AddKernelPrecision(CLI::App& command, Precision& precision) {
+  static const std::map<std::string, Precision> names = {{"int8", Precision::kInt8},
+                                                         {"bf16", Precision::kBf16},
+                                                         {"f32", Precision::kF32},
+                                                         {"int8-per-row", Precision::kInt8PerRow}};
+  AddPrecision(command, names,
+               "Arithmetic of the products: int8 (default), bf16, f32, or int8-per-row, W8A8",
+               precision);
 }
 
 void AddCacheOptions(CLI::App& command, KvCacheOptions& options) {
@@ -32,7 +51,17 @@ void AddCacheOptions(CLI::App& command, KvCacheOptions& options) {
 }
 
 const char* PrecisionName(Precision precision) {
-  return precision == Precision::kF32 ? "f32" : precision == Precision::kBf16 ? "bf16" : "int8";
+  switch (precision) {
+    case Precision::kInt8:
+      return "int8";
+    case Precision::kBf16:
+      return "bf16";
+    case Precision::kF32:
+      return "f32";
+    case Precision::kInt8PerRow:
+      return "int8-per-row";
+  }
+  return "";
 }
 
 Result<std::string> ReadTextFile(const std::string& path) {

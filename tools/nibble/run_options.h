@@ -18,7 +18,10 @@ void AddRunOptions(CLI::App& command, RunOptions& options);
 // Of the above, those of the cache alone.
 void AddCacheOptions(CLI::App& command, KvCacheOptions& options);
 
-// "int8", "bf16", "f32": as the option has it.
+// --precision of commands that run kernels alone: W8A8 too.
+void AddKernelPrecision(CLI::App& command, Precision& precision);
+
+// "int8", "bf16", "f32", "int8-per-row": as the option has it.
 const char* PrecisionName(Precision precision);
 
 // The whole of a text file.

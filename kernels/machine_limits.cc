@@ -1,13 +1,8 @@
-// What the machine can do at most, measured beside whatever is compared with it: bytes read from
-// memory, and bare loops of the instructions that products are made of, on registers alone.
-#ifndef NIBBLE_BENCHMARKS_LIMITS_H_
-#define NIBBLE_BENCHMARKS_LIMITS_H_
+#include "kernels/machine_limits.h"
 
-#include <cstddef>
 #include <cstdint>
-#include <span>
+#include <string>
 
-#include "benchmark/benchmark.h"
 #include "hwy/base.h"
 #include "kernels/amx.h"
 #include "nibble/target.h"
@@ -18,9 +13,7 @@
 
 namespace nibble {
 
-// Reads every byte once, in four streams and asking for lines ahead of their use: more streams were
-// no faster, one was a third slower.
-inline void ReadBytes(std::span<const std::byte> bytes) {
+void ReadBytes(std::span<const std::byte> bytes) {
   typedef uint64_t Line __attribute__((vector_size(64), aligned(1), may_alias));
   constexpr size_t kStreams = 4, kAhead = 1024;
   const size_t part = bytes.size() / kStreams / sizeof(Line) * sizeof(Line);
@@ -32,19 +25,13 @@ inline void ReadBytes(std::span<const std::byte> bytes) {
       sums[s] ^= *reinterpret_cast<const Line*>(at);
     }
   }
-  benchmark::DoNotOptimize(sums);
+  __asm__ volatile("" : : "m"(sums));  // used, so that the reads are not left out
 }
-
-struct BareLoop {
-  const char* name;
-  double operations;  // multiplications and additions of one run
-  void (*run)();
-};
 
 #if HWY_ARCH_X86_64
 
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,amx-int8")
-namespace internal {
+namespace {
 
 constexpr int kRounds = 20000;
 
@@ -53,7 +40,7 @@ struct alignas(64) BareTileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-inline const BareTileConfig kBareTiles;
+const BareTileConfig kBareTiles;
 
 // Operands of ordinary numbers: with zeros, the tile unit draws so little power that its clock
 // stays half as high again as any product's can be.
@@ -68,9 +55,12 @@ struct BareOperands {
     for (uint8_t& v : int8) v = static_cast<uint8_t>(next());
   }
 };
-inline const BareOperands kBareOperands;
+const BareOperands& Operands() {
+  static const BareOperands operands;
+  return operands;
+}
 
-inline void LoadBareTiles(const void* operands) {
+void LoadBareTiles(const void* operands) {
   const char* at = static_cast<const char*>(operands);
   _tile_loadconfig(&kBareTiles);
   _tile_loadd(4, at, 64);
@@ -83,8 +73,8 @@ inline void LoadBareTiles(const void* operands) {
   _tile_zero(3);
 }
 
-inline void RunAmxBf16() {
-  LoadBareTiles(kBareOperands.bf16);
+void RunAmxBf16() {
+  LoadBareTiles(Operands().bf16);
   for (int i = 0; i < kRounds; ++i) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -94,8 +84,8 @@ inline void RunAmxBf16() {
   _tile_release();
 }
 
-inline void RunAmxInt8() {
-  LoadBareTiles(kBareOperands.int8);
+void RunAmxInt8() {
+  LoadBareTiles(Operands().int8);
   for (int i = 0; i < kRounds; ++i) {
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 7);
@@ -105,12 +95,12 @@ inline void RunAmxInt8() {
   _tile_release();
 }
 
-}  // namespace internal
+}  // namespace
 HWY_POP_ATTRIBUTES
 
 // Eight chains hide the latency of these instructions on every processor that has them.
 #define NIBBLE_BARE_LOOP(Name, Vector, zero, operation)                               \
-  inline void Name() {                                                                \
+  void Name() {                                                                       \
     Vector s0 = zero, s1 = zero, s2 = zero, s3 = zero;                                \
     Vector s4 = zero, s5 = zero, s6 = zero, s7 = zero;                                \
     Vector x = zero, y = zero;                                                        \
@@ -124,45 +114,48 @@ HWY_POP_ATTRIBUTES
   }
 
 HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512vl,avx512vnni")
-namespace internal {
+namespace {
 #define NIBBLE_VNNI(s) _mm512_dpbusd_epi32(s, x, y)
 NIBBLE_BARE_LOOP(RunVnni, __m512i, _mm512_setzero_si512(), NIBBLE_VNNI)
 #undef NIBBLE_VNNI
 #define NIBBLE_FMA(s) _mm512_fmadd_ps(x, y, s)
 NIBBLE_BARE_LOOP(RunAvx512, __m512, _mm512_setzero_ps(), NIBBLE_FMA)
 #undef NIBBLE_FMA
-}  // namespace internal
+}  // namespace
 HWY_POP_ATTRIBUTES
 
 HWY_PUSH_ATTRIBUTES("avx2,fma")
-namespace internal {
+namespace {
 #define NIBBLE_FMA(s) _mm256_fmadd_ps(x, y, s)
 NIBBLE_BARE_LOOP(RunAvx2, __m256, _mm256_setzero_ps(), NIBBLE_FMA)
 #undef NIBBLE_FMA
-}  // namespace internal
+}  // namespace
 HWY_POP_ATTRIBUTES
 #undef NIBBLE_BARE_LOOP
 
 #endif  // HWY_ARCH_X86_64
 
-// The fastest bare loop that a product of `precision` and few or many activation rows could be made
-// of, under the target in use; run is null where none is known.
-inline BareLoop FastestBareLoop() {
+BareLoop FastestBareLoop() {
 #if HWY_ARCH_X86_64
-  using internal::kRounds;
-  if (GetAmxSupport().bf16) {
-    return {"AMX bf16", 4.0 * kRounds * 16 * 16 * 32 * 2, internal::RunAmxBf16};
-  }
+  if (GetAmxSupport().bf16) return {"AMX bf16", 4.0 * kRounds * 16 * 16 * 32 * 2, RunAmxBf16};
+  const BareLoop int8 = FastestInt8BareLoop();
+  if (int8.run != nullptr) return int8;
+  const std::string target = CurrentTarget();
+  if (target == "avx3") return {"AVX-512 f32", 8.0 * kRounds * 16 * 2, RunAvx512};
+  if (target == "avx2") return {"AVX2 f32", 8.0 * kRounds * 8 * 2, RunAvx2};
+#endif
+  return {"none", 0, nullptr};
+}
+
+BareLoop FastestInt8BareLoop() {
+#if HWY_ARCH_X86_64
+  if (GetAmxSupport().int8) return {"AMX int8", 4.0 * kRounds * 16 * 16 * 64 * 2, RunAmxInt8};
   const std::string target = CurrentTarget();
   if (target == "avx3_dl" || target == "avx3_zen4" || target == "avx3_spr") {
-    return {"AVX-512 VNNI", 8.0 * kRounds * 64 * 2, internal::RunVnni};
+    return {"AVX-512 VNNI", 8.0 * kRounds * 64 * 2, RunVnni};
   }
-  if (target == "avx3") return {"AVX-512 f32", 8.0 * kRounds * 16 * 2, internal::RunAvx512};
-  if (target == "avx2") return {"AVX2 f32", 8.0 * kRounds * 8 * 2, internal::RunAvx2};
 #endif
   return {"none", 0, nullptr};
 }
 
 }  // namespace nibble
-
-#endif  // NIBBLE_BENCHMARKS_LIMITS_H_
