@@ -197,16 +197,25 @@ bool VisitPacked(Format format, const Visitor& visitor) {
 #define NIBBLE_VISIT(Enum)   \
   case Format::k##Enum:      \
     visitor(Packed##Enum{}); \
-    return true;
-    NIBBLE_VISIT(Q4_0)
-    NIBBLE_VISIT(Q4_1)
-    NIBBLE_VISIT(Q5_0)
-    NIBBLE_VISIT(Q5_1)
-    NIBBLE_VISIT(Q8_0) NIBBLE_VISIT(Q2_K) NIBBLE_VISIT(Q3_K) NIBBLE_VISIT(Q4_K) NIBBLE_VISIT(Q5_K)
-        NIBBLE_VISIT(Q6_K) NIBBLE_VISIT(TQ1_0) NIBBLE_VISIT(TQ2_0) NIBBLE_VISIT(IQ4_NL)
-            NIBBLE_VISIT(IQ4_XS) NIBBLE_VISIT(MXFP4)
+    return true
+    NIBBLE_VISIT(Q4_0);
+    NIBBLE_VISIT(Q4_1);
+    NIBBLE_VISIT(Q5_0);
+    NIBBLE_VISIT(Q5_1);
+    NIBBLE_VISIT(Q8_0);
+    NIBBLE_VISIT(Q2_K);
+    NIBBLE_VISIT(Q3_K);
+    NIBBLE_VISIT(Q4_K);
+    NIBBLE_VISIT(Q5_K);
+    NIBBLE_VISIT(Q6_K);
+    NIBBLE_VISIT(TQ1_0);
+    NIBBLE_VISIT(TQ2_0);
+    NIBBLE_VISIT(IQ4_NL);
+    NIBBLE_VISIT(IQ4_XS);
+    NIBBLE_VISIT(MXFP4);
 #undef NIBBLE_VISIT
-                default : return false;
+    default:
+      return false;
   }
 }
 
