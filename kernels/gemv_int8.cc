@@ -1,8 +1,10 @@
 #include "kernels/gemv_int8.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
@@ -45,83 +47,68 @@ struct ChunkActivations {
   int64_t start_stride;  // of both
 };
 
+// Activation rows that are multiplied with each time weights are unpacked: two sums for each must
+// find registers.
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM_A64
+constexpr int kMostRows = kMostTileRows;
+#else
+constexpr int kMostRows = kMostTileRows / 2;
+#endif
+
+// body(0), ..., body(kCount - 1), each number a constant: what arrays hold stays in registers.
+template <int kCount, class Body>
+HWY_INLINE void Unroll(const Body& body) {
+  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) HWY_ATTR {
+    (body(std::integral_constant<int, kNumbers>()), ...);
+  }
+  (std::make_integer_sequence<int, kCount>());
+}
+
 // One chunk of 32 columns of one tile times kM activation rows; sums[m * 16 + r] += row m times row
 // r, for rows of the tile from `row` on, as many as a vector has lanes.
 template <class Packed, int kM>
 HWY_INLINE void MultiplyChunk(const uint8_t* block, int c, const ChunkActivations& a, size_t row,
                               float* HWY_RESTRICT sums) {
-  static_assert(kM <= 4);
+  static_assert(kM <= kMostRows);
+  constexpr int kParts = Packed::kGroup == 16 ? 2 : 1;  // each with a scale of its own
   const DF df;
   const DI di;
   const uint8_t* chunk =
       block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
-
-  // Integer sums of a half or a whole chunk.
-  const auto half = [&](auto first, VI& i0, VI& i1, VI& i2, VI& i3) HWY_ATTR {
-    constexpr int kFirst = decltype(first)::value;
-    const auto quad = [&](auto number) HWY_ATTR {
-      constexpr int kQuad = kFirst + decltype(number)::value;
+  VF sum[kM];
+  Unroll<kM>([&](auto m) HWY_ATTR { sum[m] = hn::Load(df, sums + m * kPackRows); });
+  Unroll<kParts>([&](auto part) HWY_ATTR {
+    VI integer[kM];
+    Unroll<kM>([&](auto m)
+                   HWY_ATTR { integer[m] = hn::Set(di, a.starts[m * a.start_stride + part]); });
+    Unroll<kQuads / kParts>([&](auto number) HWY_ATTR {
+      constexpr int kQuad = decltype(part)::value * kQuads / kParts + decltype(number)::value;
       const V8 w = LoadQuad<Packed, kQuad>(chunk);
-      const int8_t* at = a.codes + 4 * kQuad;
-      i0 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at), i0);
-      if constexpr (kM > 1)
-        i1 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + a.code_stride), i1);
-      if constexpr (kM > 2)
-        i2 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 2 * a.code_stride), i2);
-      if constexpr (kM > 3)
-        i3 = hn::SumOfMulQuadAccumulate(di, w, BroadcastQuad(at + 3 * a.code_stride), i3);
-    };
-    quad(std::integral_constant<int, 0>());
-    quad(std::integral_constant<int, 1>());
-    quad(std::integral_constant<int, 2>());
-    quad(std::integral_constant<int, 3>());
-  };
-  const auto start = [&](int m, int half16)
-                         HWY_ATTR { return hn::Set(di, a.starts[m * a.start_stride + half16]); };
-  // sum += integer * (weight scale * activation scale) - min * activation sum
-  const auto finish = [&](int m, VI integer, const Scale& s, int half16, VF sum) HWY_ATTR {
-    const VF a_scale = hn::Set(df, a.scales[m * a.scale_stride]);
-    sum = hn::MulAdd(hn::ConvertTo(df, integer), hn::Mul(s.scale, a_scale), sum);
-    if constexpr (!Packed::kHasMin) return sum;
-    return hn::NegMulAdd(s.min, hn::Set(df, a.sums[m * a.start_stride + half16]), sum);
-  };
-
-  VF sum0 = hn::Load(df, sums), sum1 = sum0, sum2 = sum0, sum3 = sum0;
-  if constexpr (kM > 1) sum1 = hn::Load(df, sums + kPackRows);
-  if constexpr (kM > 2) sum2 = hn::Load(df, sums + 2 * kPackRows);
-  if constexpr (kM > 3) sum3 = hn::Load(df, sums + 3 * kPackRows);
-  VI i0 = start(0, 0), i1 = i0, i2 = i0, i3 = i0;
-  if constexpr (kM > 1) i1 = start(1, 0);
-  if constexpr (kM > 2) i2 = start(2, 0);
-  if constexpr (kM > 3) i3 = start(3, 0);
-  half(std::integral_constant<int, 0>(), i0, i1, i2, i3);
-  if constexpr (Packed::kGroup == 16) {
-    const Scale s = LoadScale<Packed>(block, row, c / 16);
-    sum0 = finish(0, i0, s, 0, sum0);
-    if constexpr (kM > 1) sum1 = finish(1, i1, s, 0, sum1);
-    if constexpr (kM > 2) sum2 = finish(2, i2, s, 0, sum2);
-    if constexpr (kM > 3) sum3 = finish(3, i3, s, 0, sum3);
-    i0 = start(0, 1);
-    if constexpr (kM > 1) i1 = start(1, 1);
-    if constexpr (kM > 2) i2 = start(2, 1);
-    if constexpr (kM > 3) i3 = start(3, 1);
-  }
-  half(std::integral_constant<int, 4>(), i0, i1, i2, i3);
-  constexpr int kLast = Packed::kGroup == 16 ? 1 : 0;
-  const Scale s = LoadScale<Packed>(block, row, c / Packed::kGroup + kLast);
-  sum0 = finish(0, i0, s, kLast, sum0);
-  hn::Store(sum0, df, sums);
-  if constexpr (kM > 1) hn::Store(finish(1, i1, s, kLast, sum1), df, sums + kPackRows);
-  if constexpr (kM > 2) hn::Store(finish(2, i2, s, kLast, sum2), df, sums + 2 * kPackRows);
-  if constexpr (kM > 3) hn::Store(finish(3, i3, s, kLast, sum3), df, sums + 3 * kPackRows);
+      Unroll<kM>([&](auto m) HWY_ATTR {
+        integer[m] = hn::SumOfMulQuadAccumulate(
+            di, w, BroadcastQuad(a.codes + m * a.code_stride + 4 * kQuad), integer[m]);
+      });
+    });
+    const Scale s = LoadScale<Packed>(block, row, c / Packed::kGroup + part);
+    // sum += integer * (weight scale * activation scale) - min * activation sum
+    Unroll<kM>([&](auto m) HWY_ATTR {
+      const VF a_scale = hn::Set(df, a.scales[m * a.scale_stride]);
+      sum[m] = hn::MulAdd(hn::ConvertTo(df, integer[m]), hn::Mul(s.scale, a_scale), sum[m]);
+      if constexpr (Packed::kHasMin) {
+        sum[m] = hn::NegMulAdd(s.min, hn::Set(df, a.sums[m * a.start_stride + part]), sum[m]);
+      }
+    });
+  });
+  Unroll<kM>([&](auto m) HWY_ATTR { hn::Store(sum[m], df, sums + m * kPackRows); });
 }
 
-// sums[(s * kM + m) * 16 + r] = activation row m0 + m times row r of tile s.
+// sums[(s * kMostTileRows + m) * 16 + r] = activation row m0 + m times row r of tile s.
 template <class Packed, int kM>
 HWY_INLINE void MultiplyTiles(const TileStreams& tiles, const Int8Activations& a, int64_t m0,
                               float* HWY_RESTRICT sums) {
   const int64_t groups32 = a.cols / 32, groups16 = a.cols / 16;
-  std::memset(sums, 0, sizeof(float) * kM * kPackRows * static_cast<size_t>(tiles.count));
+  std::memset(sums, 0,
+              sizeof(float) * kMostTileRows * kPackRows * static_cast<size_t>(tiles.count));
   ChunkActivations at = {
       a.codes + m0 * a.cols,  a.cols,  a.scales + m0 * groups32, groups32, a.starts + m0 * groups16,
       a.sums + m0 * groups16, groups16};
@@ -138,7 +125,7 @@ HWY_INLINE void MultiplyTiles(const TileStreams& tiles, const Int8Activations& a
         }
         for (size_t row = 0; row < kPackRows; row += hn::Lanes(DF())) {
           MultiplyChunk<Packed, kM>(reinterpret_cast<const uint8_t*>(block), c, at, row,
-                                    sums + s * kM * kPackRows + row);
+                                    sums + s * kMostTileRows * kPackRows + row);
         }
       }
       at.codes += kPackCols;
@@ -159,17 +146,16 @@ void MultiplyTilesOf(const TileStreams& tiles, const Int8Activations& a, int64_t
       return MultiplyTiles<Packed, 2>(tiles, a, m0, sums);
     case 3:
       return MultiplyTiles<Packed, 3>(tiles, a, m0, sums);
-    default:
+    case 4:
       return MultiplyTiles<Packed, 4>(tiles, a, m0, sums);
+    default:
+      return MultiplyTiles<Packed, kMostRows>(tiles, a, m0, sums);
   }
 }
 
-using MultiplyTilesFunction = void (*)(const TileStreams& tiles, const Int8Activations& a,
-                                       int64_t m0, int64_t m_count, float* sums);
-
-MultiplyTilesFunction FindMultiplyTiles(Format format) {
-  MultiplyTilesFunction found = nullptr;
-  VisitPacked(format, [&](auto packed) { found = MultiplyTilesOf<decltype(packed)>; });
+TilesKernel FindTilesKernel(Format format) {
+  TilesKernel found;
+  VisitPacked(format, [&](auto packed) { found = {MultiplyTilesOf<decltype(packed)>, kMostRows}; });
   return found;
 }
 
@@ -212,7 +198,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace nibble {
 
-HWY_EXPORT(FindMultiplyTiles);
+HWY_EXPORT(FindTilesKernel);
 HWY_EXPORT(QuantizeActivations);
 
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
@@ -234,7 +220,11 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
   const RoundedLayout layout(
       products, [&](size_t i) { return roundings[i] == roundings[i - 1]; },
       [&](size_t i) { return products[i].weights.cols; });
-  const size_t elements = static_cast<size_t>(layout.elements());
+  // Behind the last row rows of zeros, that kernels may read some that do not exist.
+  int64_t widest = 0;
+  for (const auto& product : products) widest = std::max(widest, product.weights.cols);
+  const size_t rounded = static_cast<size_t>(layout.elements());
+  const size_t elements = rounded + static_cast<size_t>(kMostTileRows * widest);
   auto codes = hwy::AllocateAligned<int8_t>(elements);
   auto scales = hwy::AllocateAligned<float>(elements / 32);
   auto starts = hwy::AllocateAligned<int32_t>(elements / 16);
@@ -242,6 +232,10 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
   if (!codes || !scales || !starts || !sums) {
     return OutOfMemory("matmul: no memory for activations");
   }
+  std::fill(codes.get() + rounded, codes.get() + elements, int8_t{0});
+  std::fill(scales.get() + rounded / 32, scales.get() + elements / 32, 0.0f);
+  std::fill(starts.get() + rounded / 16, starts.get() + elements / 16, 0);
+  std::fill(sums.get() + rounded / 16, sums.get() + elements / 16, 0.0f);
   NIBBLE_RETURN_IF_ERROR(
       RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
         const int64_t cols = products[i].weights.cols, at = layout.Begin(i) + m * cols;
@@ -260,16 +254,16 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
     streams.count = count;
     const int64_t tile_bytes = PackedTileBytes(weights.format, weights.cols);
     for (int s = 0; s < count; ++s) streams.tile[s] = weights.tiles + numbers[s] * tile_bytes;
-    for (int64_t m0 = 0; m0 < m_rows; m0 += 4) {
-      const int64_t m_count = std::min<int64_t>(4, m_rows - m0);
-      alignas(64) float products_of_tiles[kStreams * 4 * kPackRows];
-      NIBBLE_DISPATCH(FindMultiplyTiles)
-      (weights.format)(streams, a, m0, m_count, products_of_tiles);
+    const TilesKernel kernel = NIBBLE_DISPATCH(FindTilesKernel)(weights.format);
+    for (int64_t m0 = 0; m0 < m_rows; m0 += kernel.most_rows) {
+      const int64_t m_count = std::min(kernel.most_rows, m_rows - m0);
+      alignas(64) float products_of_tiles[kStreams * kMostTileRows * kPackRows];
+      kernel.multiply(streams, a, m0, m_count, products_of_tiles);
       for (int s = 0; s < count; ++s) {
         const int64_t n0 = numbers[s] * kPackRows;
         const int64_t n_count = std::min<int64_t>(kPackRows, weights.rows - n0);
         for (int64_t m = 0; m < m_count; ++m) {
-          const float* sum = products_of_tiles + (s * m_count + m) * kPackRows;
+          const float* sum = products_of_tiles + (s * kMostTileRows + m) * kPackRows;
           for (int64_t n = 0; n < n_count; ++n) output.Put(m0 + m, n0 + n, sum[n]);
         }
       }

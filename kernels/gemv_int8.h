@@ -29,6 +29,18 @@ struct TileStreams {
   int count = 0;
 };
 
+// Activation rows that a kernel may multiply with at once.
+inline constexpr int kMostTileRows = 8;
+
+// The kernel of a format with the target in use.
+struct TilesKernel {
+  // sums[(s * kMostTileRows + m) * 16 + r] = activation row m0 + m times row r of tile s, for m <
+  // m_count <= most_rows. Of more than four activation rows it reads `most_rows`, which must exist.
+  void (*multiply)(const TileStreams& tiles, const Int8Activations& a, int64_t m0, int64_t m_count,
+                   float* sums) = nullptr;
+  int64_t most_rows = 4;
+};
+
 // Rounds one row. `group` is the number of columns that share a weight scale, `offset` that of the
 // weights' stored codes.
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,

@@ -29,7 +29,7 @@ namespace {
 constexpr int64_t kFewestTileRows = 8;
 // From here on it pays to unpack weights once and to keep them in registers while activation rows
 // pass by: packed weights, and canonical ones, which take longer to unpack.
-constexpr int64_t kFewestGemmRows = 8;
+constexpr int64_t kFewestGemmRows = 17;
 constexpr int64_t kFewestGemmRowsOfBlocks = 24;
 // With packed weights, int8 dot products beat decoding for tiles while activations are few.
 constexpr int64_t kMostInt8Rows = 24;
