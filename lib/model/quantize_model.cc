@@ -224,6 +224,7 @@ void SetMetadata(ModelPlan& plan, const ModelSource& source, const TypeChoice& t
     m.Set(recipe_key::kCalibrationHash, recipe.calibration.hash);
     m.Set(recipe_key::kCalibrationContext, static_cast<uint32_t>(recipe.calibration.context));
     m.Set(recipe_key::kCalibrationWindows, static_cast<uint32_t>(recipe.calibration.windows));
+    m.Set(recipe_key::kReadyTensors, uint32_t{0});  // known after the work; its place is not
   }
   m.Set(recipe_key::kSourceHash, std::string(kBlankHash));
   m.Set(recipe_key::kContentHash, std::string(kBlankHash));

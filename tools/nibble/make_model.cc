@@ -27,6 +27,7 @@ struct Outcome {
   uint64_t file_bytes = 0;
   std::vector<std::string> notices;   // of the plan and of the work
   std::vector<MatrixReport> reports;  // of a calibrated method
+  std::optional<BudgetMix> mix;       // of a budget; its plan has been moved out
   std::optional<ModelHashes> hashes;  // of a GGUF file that was written
   double seconds = 0;
 };
@@ -54,6 +55,14 @@ std::map<std::string, Share> SharesByFormat(const ModelPlan& plan) {
   return shares;
 }
 
+bool NeedsCalibration(const MakeModelOptions& options) {
+  return GetMethodInfo(options.method).calibrated ||
+         (options.budget.wanted() && !options.calibration.text.empty()) ||
+         std::ranges::any_of(options.preparations, [](const std::string& name) {
+           return FindPreparation(name)->calibrated;
+         });
+}
+
 void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Outcome& outcome) {
   ordered_json document = {
       {"output", options.output},
@@ -74,6 +83,17 @@ void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Out
                                    {"from", GetFormatInfo(tensor.source->format).name},
                                    {"to", GetFormatInfo(tensor.choice.format).name},
                                    {"bytes", tensor.bytes}});
+  }
+  if (outcome.mix) {
+    document["budget"] = {{"divergence_measured", NeedsCalibration(options)},
+                          {"loss", outcome.mix->loss}};
+    for (const BudgetChoice& choice : outcome.mix->choices) {
+      document["budget"]["matrices"].push_back({{"name", choice.name},
+                                                {"format", GetFormatInfo(choice.format).name},
+                                                {"bytes", choice.bytes},
+                                                {"loss", choice.loss},
+                                                {"fixed", choice.fixed}});
+    }
   }
   if (const MethodInfo& method = GetMethodInfo(plan.recipe.method); method.calibrated) {
     document["method"] = method.name;
@@ -98,6 +118,9 @@ void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Out
 }
 
 void PrintSummary(const MakeModelOptions& options, const ModelPlan& plan, const Outcome& outcome) {
+  if (outcome.mix) {
+    fmt::print("{}\n", MixTable(*outcome.mix, NeedsCalibration(options)));
+  }
   Table table({"format", "tensors", "weights", "size"}, {false, true, true, true});
   for (const auto& [name, share] : SharesByFormat(plan)) {
     table.Add(
@@ -125,11 +148,16 @@ Result<CalibratedTensors> Calibrate(const Calibration& calibration, const ModelP
   return QuantizeLayerwise(calibration.model, plan, calibration.text, layerwise);
 }
 
-bool NeedsCalibration(const MakeModelOptions& options) {
-  return GetMethodInfo(options.method).calibrated ||
-         std::ranges::any_of(options.preparations, [](const std::string& name) {
-           return FindPreparation(name)->calibrated;
-         });
+// By the type, or by the budget in its place.
+Result<ModelPlan> PlanAsAsked(const MakeModelOptions& options, const ModelSource& source,
+                              const ModelRecipe& recipe, const Calibration* calibration,
+                              Outcome& outcome) {
+  if (!options.budget.wanted()) return PlanModel(source, recipe, options.permissions);
+  const BudgetInputs inputs{
+      source,      recipe,         options.permissions,
+      calibration, options.output, {.max_shard_bytes = options.max_shard_bytes}};
+  NIBBLE_ASSIGN_OR_RETURN(outcome.mix, FindMix(options.budget, inputs, options.common));
+  return std::move(outcome.mix->plan);
 }
 
 // Changes the source, and with it the plan and the model that calibration runs, by what is asked
@@ -234,7 +262,7 @@ int MakeModel(const MakeModelOptions& options) {
   recipe.type = options.type;
   recipe.pure = options.pure;
   recipe.non_finite = options.clamp ? NonFinite::kClamp : NonFinite::kError;
-  if (recipe.type != kCopyType) {
+  if (recipe.type != kCopyType && !options.budget.wanted()) {
     const Result<TypeChoice> type = ParseType(recipe.type, recipe.pure);
     if (!type.ok()) return Fail(type.status());
   }
@@ -262,14 +290,15 @@ int MakeModel(const MakeModelOptions& options) {
     recipe.calibration =
         calibration->text.Note(std::filesystem::path(options.calibration.text).filename());
   }
-  Result<ModelPlan> plan = PlanModel(*source, recipe, options.permissions);
-  if (!plan.ok()) return Fail(Status(plan.status()).WithContext(options.model));
-  Outcome outcome;
   if (!options.dry_run) {  // before the work
     const Status target =
         CheckModelTarget(*source, options.output, 0, options.overwrite, options.max_shard_bytes);
     if (!target.ok()) return Fail(target);
   }
+  Outcome outcome;
+  Result<ModelPlan> plan =
+      PlanAsAsked(options, *source, recipe, calibration ? &*calibration : nullptr, outcome);
+  if (!plan.ok()) return Fail(Status(plan.status()).WithContext(options.model));
   const Status prepared =
       PrepareAll(options, *source, *plan, calibration ? &*calibration : nullptr, outcome);
   if (!prepared.ok()) return FailAtWork(prepared);
@@ -281,6 +310,10 @@ int MakeModel(const MakeModelOptions& options) {
                   : PlannedBytes(*plan, files);
   if (!bytes.ok()) return Fail(bytes.status());
   outcome.file_bytes = *bytes;
+  if (const uint64_t most = options.budget.target.file_bytes; most > 0 && *bytes > most) {
+    return Fail(InvalidArgument(fmt::format(
+        "what --prepare adds makes the file {} bytes, more than the {} asked for", *bytes, most)));
+  }
   outcome.notices.insert(outcome.notices.begin(), plan->notices.begin(), plan->notices.end());
   if (!options.dry_run) {
     const Status target = CheckModelTarget(*source, options.output, *bytes, options.overwrite,

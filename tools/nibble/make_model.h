@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nibble/quantize_model.h"
+#include "tools/nibble/budget.h"
 #include "tools/nibble/calibration.h"
 #include "tools/nibble/command.h"
 
@@ -15,6 +16,7 @@ struct MakeModelOptions {
   std::string model;
   std::string output;
   std::string type;
+  BudgetOptions budget;  // where wanted, in place of the type
   bool pure = false;
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string imatrix;                    // a file, or empty

@@ -34,12 +34,11 @@ std::string PreparationHelp() {
   return help;
 }
 
-void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option* imatrix) {
+void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
   CalibrationOptions& calibration = options.calibration;
-  CLI::Option* text = command
-                          .add_option("--calibration", calibration.text,
-                                      "A text file that a calibrated method runs the model over")
-                          ->excludes(imatrix);
+  CLI::Option* text =
+      command.add_option("--calibration", calibration.text,
+                         "A text file that a calibrated method or a budget runs the model over");
   command.add_option_function<std::string>(
       "--method",
       [&options](const std::string& name) {
@@ -70,7 +69,17 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options, CLI::Option*
 void CheckMethod(const MakeModelOptions& options) {
   const MethodInfo& method = GetMethodInfo(options.method);
   const bool given = !options.calibration.text.empty();
-  bool used = method.calibrated;
+  const bool budget = options.budget.wanted();
+  if (budget != options.type.empty()) {
+    throw CLI::ValidationError("--type", budget ? "excludes --target-bpw and --target-size"
+                                                : "or --target-bpw or --target-size is needed");
+  }
+  if (budget && options.pure) throw CLI::ValidationError("--pure", "needs --type");
+  if (given && !options.imatrix.empty() && !(budget && !method.calibrated)) {
+    throw CLI::ValidationError("--calibration",
+                               "excludes --imatrix, but for a budget without a calibrated method");
+  }
+  bool used = method.calibrated || (budget && given);
   for (const std::string& name : options.preparations) {
     const PreparationInfo& info = *FindPreparation(name);
     if (info.calibrated && !given) {
@@ -91,7 +100,7 @@ void AddQuantize(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("quantize", "Quantize a model to a GGUF file");
   auto options = std::make_shared<MakeModelOptions>();
   AddOutputOptions(*command, *options);
-  command->add_option("--type", options->type, "A mix or a format, see below")->required();
+  command->add_option("--type", options->type, "A mix or a format, see below");
   command->add_flag("--pure", options->pure,
                     "Of a mix only its main format, for every matrix, embeddings and output too");
   command
@@ -100,9 +109,10 @@ void AddQuantize(CLI::App& app, Action& action) {
                    "matches decides; may be given again")
       ->take_all()
       ->expected(1);
-  CLI::Option* imatrix = command->add_option(
-      "--imatrix", options->imatrix, "Importance matrix in either of llama.cpp's file formats");
-  AddMethodOptions(*command, *options, imatrix);
+  AddBudgetOptions(*command, options->budget);
+  command->add_option("--imatrix", options->imatrix,
+                      "Importance matrix in either of llama.cpp's file formats");
+  AddMethodOptions(*command, *options);
   command->add_flag("--allow-requantize", options->permissions.requantize,
                     "Quantize tensors that are quantized already");
   command->add_flag("--allow-missing-importance", options->permissions.missing_importance,
