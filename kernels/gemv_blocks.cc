@@ -99,9 +99,8 @@ struct Unit {
   static constexpr bool kSmall = kStoredOffset<Block> < 128;
   static constexpr bool kHasMin = Codec::kHasMin || Offset<Block>() != 0;
 
-  // Super-blocks in the widest vectors there are; ternary digits take 32 bytes at a time.
-  static constexpr bool kWide =
-      IsWide(Widest()) && kBlocks == 1 && !std::is_same_v<Block, BlockTQ1_0>;
+  // Super-blocks in the widest vectors there are.
+  static constexpr bool kWide = IsWide(Widest()) && kBlocks == 1;
   using D = std::conditional_t<kWide, Widest, Bytes32>;
   static constexpr CodeOrder kOrder = kWide ? kWideOrder<Block> : CodeOrder::kNatural;
 
@@ -145,7 +144,7 @@ struct Unit {
   static HWY_INLINE void VisitUnit(const Block* blocks, const Sink& sink) {
     for (size_t i = 0; i < kBlocks; ++i) {
       const auto shifted = [&sink, i](auto d, auto stored, size_t k)
-                               HWY_ATTR { sink(d, stored, i * Codec::kWeights + k); };
+                               NIBBLE_INLINE_LAMBDA { sink(d, stored, i * Codec::kWeights + k); };
       VisitCodes(D(), blocks[i], shifted);
     }
   }
@@ -249,7 +248,7 @@ HWY_INLINE void MultiplyCodes(const float* w_scales, const float* w_mins, const 
   typename FactorsFor<D, Unit::kGroup, Unit::kOrder>::Type factors;
   auto even = hn::Load(df, sums);
   auto odd = factors.Combine(w_scales, w_mins, a_scales, a_sums, Unit::kHasMin, hn::Zero(df));
-  visit([&](auto d, auto stored, size_t place) HWY_ATTR {
+  visit([&](auto d, auto stored, size_t place) NIBBLE_INLINE_LAMBDA {
     const auto dots = DotQuads<Unit::kSmall>(d, stored, hn::LoadU(ds, a_codes + place));
     auto& sum = place / hn::MaxLanes(d) % 2 == 0 ? even : odd;
     sum = hn::MulAdd(hn::ConvertTo(df, dots), factors.Lanes(place), sum);
@@ -265,7 +264,7 @@ HWY_INLINE void MultiplyUnit(const typename Unit::Block* blocks, const int8_t* a
   Unit::LoadScales(blocks, scales, mins);
   MultiplyCodes<Unit, typename Unit::D>(
       scales, mins, a_codes, a_scales, a_sums,
-      [&](const auto& sink) HWY_ATTR { Unit::VisitUnit(blocks, sink); }, sums);
+      [&](const auto& sink) NIBBLE_INLINE_LAMBDA { Unit::VisitUnit(blocks, sink); }, sums);
 }
 
 // --- Several activation rows: a unit is unpacked once, into the first-level cache. ---
@@ -287,7 +286,7 @@ template <class Unit>
 HWY_INLINE void MultiplyUnpacked(const UnpackedUnit& w, const int8_t* a_codes,
                                  const float* a_scales, const float* a_sums, float* sums) {
   const Widest d;
-  const auto visit = [&](const auto& sink) HWY_ATTR {
+  const auto visit = [&](const auto& sink) NIBBLE_INLINE_LAMBDA {
     for (size_t k = 0; k < kUnitCols; k += hn::Lanes(d)) sink(d, hn::Load(d, w.codes + k), k);
   };
   MultiplyCodes<Unit, Widest>(w.scales, w.mins, a_codes, a_scales, a_sums, visit, sums);

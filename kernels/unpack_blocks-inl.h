@@ -148,14 +148,13 @@ HWY_INLINE void VisitTwoBits(D d, const uint8_t* qs, const Sink& sink, const Map
   }
 }
 
-// The first of the base-3 digits of each byte (kernels/codec_simple.h): 3 * byte / 256 is 0 below
-// 86, 1 below 171, else 2.
+// The first of the base-3 digits of each byte (kernels/codec_simple.h), 3 * byte / 256: three
+// quarters of it, rounded so that 85 and 170 stay below the next digit, over 64.
 template <class D, class V>
 HWY_INLINE V TernaryDigits(D d, V bytes) {
-  const auto one = hn::Set(d, uint8_t{1});
-  const auto low = hn::Min(hn::SaturatedSub(bytes, hn::Set(d, uint8_t{85})), one);
-  const auto high = hn::Min(hn::SaturatedSub(bytes, hn::Set(d, uint8_t{170})), one);
-  return hn::Add(low, high);
+  const auto less = hn::SaturatedSub(bytes, hn::Set(d, uint8_t{1}));
+  const auto half = hn::AverageRound(less, hn::Zero(d));
+  return hn::ShiftRight<6>(hn::AverageRound(less, half));
 }
 
 // Five digits a byte, `stride` bytes at once, from code `at` on.
@@ -455,29 +454,43 @@ HWY_INLINE void UnpackScales(const BlockIQ4_XS& b, float* scales, float*) {
 }
 
 template <class D, class Sink>
-HWY_INLINE void VisitCodes(D, const BlockTQ1_0& b, const Sink& sink) {
-  VisitTernary(Bytes32(), b.qs, 32, 0, sink);
-  // Five digits of sixteen bytes and four of four make three runs.
-  const Bytes16 d;
+HWY_INLINE void VisitCodes(D d, const BlockTQ1_0& b, const Sink& sink) {
+  // Five digits of 32 bytes and of 16 and four of four make four wide runs.
   uint64_t last[2];
   last[0] = LoadU32(b.qh);
   last[0] |= TripleBytes(last[0]) << 32;
   last[1] = TripleBytes(TripleBytes(last[0]));
 #if HWY_MAX_BYTES >= 32 && !HWY_HAVE_SCALABLE
+  const auto triple = [](auto v) HWY_ATTR { return hn::Add(v, hn::Add(v, v)); };
+  const auto nine_times = [](auto v) HWY_ATTR { return hn::Add(v, hn::ShiftLeft<3>(v)); };
+  const Bytes16 d16;
   const Bytes32 d32;
   const hn::Repartition<uint64_t, Bytes16> d64;
-  const auto triple = [](auto v) HWY_ATTR { return hn::Add(v, hn::Add(v, v)); };
-  const auto digit0 = hn::LoadU(d, b.qs + 32), digit1 = triple(digit0);
-  const auto digit2 = triple(digit1), digit3 = triple(digit2), digit4 = triple(digit3);
-  const auto rest = hn::BitCast(d, hn::Dup128VecFromValues(d64, last[0], last[1]));
-  sink(d32, TernaryDigits(d32, hn::Combine(d32, digit1, digit0)), 160);
-  sink(d32, TernaryDigits(d32, hn::Combine(d32, digit3, digit2)), 192);
-  sink(d32, TernaryDigits(d32, hn::Combine(d32, rest, digit4)), 224);
+  const auto rest = hn::BitCast(d16, hn::Dup128VecFromValues(d64, last[0], last[1]));
+  const auto x0 = hn::LoadU(d32, b.qs);
+  const auto y0 = hn::LoadU(d16, b.qs + 32);
+  const auto y01 = hn::Combine(d32, triple(y0), y0), y23 = nine_times(y01);
+  const auto y4 = nine_times(hn::LowerHalf(d16, y23));
+  if constexpr (IsWide(D())) {
+    const auto x01 = hn::Combine(d, triple(x0), x0), x23 = nine_times(x01);
+    const auto x4 = nine_times(hn::LowerHalf(d32, x23));
+    sink(d, TernaryDigits(d, x01), 0);
+    sink(d, TernaryDigits(d, x23), 64);
+    sink(d, TernaryDigits(d, hn::Combine(d, y01, x4)), 128);
+    sink(d, TernaryDigits(d, hn::Combine(d, hn::Combine(d32, rest, y4), y23)), 192);
+  } else {
+    VisitTernary(d32, b.qs, 32, 0, sink);
+    sink(d32, TernaryDigits(d32, y01), 160);
+    sink(d32, TernaryDigits(d32, y23), 192);
+    sink(d32, TernaryDigits(d32, hn::Combine(d32, rest, y4)), 224);
+  }
 #else
-  VisitTernary(d, b.qs + 32, 16, 160, sink);
-  for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
-    const auto rest = hn::LoadU(d, reinterpret_cast<const uint8_t*>(last) + i);
-    sink(d, TernaryDigits(d, rest), 240 + i);
+  const Bytes16 d16;
+  VisitTernary(Bytes32(), b.qs, 32, 0, sink);
+  VisitTernary(d16, b.qs + 32, 16, 160, sink);
+  for (size_t i = 0; i < 16; i += hn::Lanes(d16)) {
+    const auto rest = hn::LoadU(d16, reinterpret_cast<const uint8_t*>(last) + i);
+    sink(d16, TernaryDigits(d16, rest), 240 + i);
   }
 #endif
 }

@@ -49,18 +49,30 @@ HWY_INLINE V NegateMasked(D, V codes, V mask) {
   return hn::Sub(hn::Xor(codes, mask), mask);
 }
 
-// Eight weights for each seven bits, whose signs are even in number.
-template <class D>
-HWY_INLINE hn::Vec<D> EvenSigned(D d, hn::Vec<D> codes, hn::Vec<Points8<D>> seven_bits) {
-  const hn::RebindToSigned<Points8<D>> di;
-  const auto masks = hn::GatherIndex(Points8<D>(), kSignMasks.even, hn::BitCast(di, seven_bits));
-  return NegateMasked(d, codes, hn::BitCast(d, masks));
-}
-
 // A weight for each bit.
 template <class D>
 HWY_INLINE hn::Vec<D> Signed(D d, hn::Vec<D> codes, const uint8_t* signs) {
   return hn::MaskedSubOr(codes, hn::LoadMaskBits(d, signs), hn::Zero(d), codes);
+}
+
+// Eight weights for each seven bits, whose signs are even in number.
+template <class D>
+HWY_INLINE hn::Vec<D> EvenSigned(D d, hn::Vec<D> codes, hn::Vec<Points8<D>> seven_bits) {
+  const Points8<D> dp;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+  if constexpr (IsWide(D())) {
+    // Bits make masks there.
+    const hn::Rebind<uint8_t, Points8<D>> d8;
+    const auto parity = hn::ShiftLeft<7>(hn::PopulationCount(seven_bits));
+    const auto bytes = hn::TruncateTo(d8, hn::Or(seven_bits, parity));
+    alignas(8) uint8_t signs[8];
+    hn::Store(bytes, d8, signs);
+    return Signed(d, codes, signs);
+  }
+#endif
+  const hn::RebindToSigned<Points8<D>> di;
+  const auto masks = hn::GatherIndex(dp, kSignMasks.even, hn::BitCast(di, seven_bits));
+  return NegateMasked(d, codes, hn::BitCast(d, masks));
 }
 
 // 32 points of eight weights: index(first, p) and change(codes, first, p) see those from first + p
