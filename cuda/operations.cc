@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/products.h"
 #include "nibble/cuda.h"
 
 namespace nibble::cuda {
@@ -40,8 +41,8 @@ Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
 }
 
 void RegisterOperations() {
-  static constexpr Backend kBackend = {Allocate, QuantizeTo, QuantizePlanar, Dequantize,
-                                       MatmulDecoded};
+  static constexpr Backend kBackend = {Allocate,      QuantizeTo, QuantizePlanar, Dequantize,
+                                       MatmulDecoded, Pack,       MatmulGroup};
   RegisterBackend(Device::kCuda, &kBackend);
 }
 

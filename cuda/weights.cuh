@@ -72,25 +72,29 @@ struct PlanarSource {
   }
 };
 
+// The planes of a tensor of a Scheme.
+inline PlanarPlanes PlanesOnDevice(const QuantizedTensor& tensor) {
+  const auto plane = [&](Plane p) {
+    return reinterpret_cast<const uint8_t*>(tensor.plane(p).data());
+  };
+  return {tensor.scheme(),      tensor.rows(),
+          tensor.cols(),        GroupsPerRow(tensor.scheme(), tensor.cols()),
+          plane(Plane::kCodes), plane(Plane::kScales),
+          plane(Plane::kZeros), plane(Plane::kGroupIndex),
+          plane(Plane::kTable), plane(Plane::kSuperScales)};
+}
+
 // Calls visitor(source) with the source of a tensor in device memory.
 template <class Visitor>
 Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
   if (tensor.device() != Device::kCuda) {
     return InvalidArgument("the tensor is not in device memory, as other operands are");
   }
-  const auto plane = [&](Plane p) {
-    return reinterpret_cast<const uint8_t*>(tensor.plane(p).data());
-  };
   if (!tensor.is_block_format()) {
-    const PlanarPlanes planes = {tensor.scheme(),      tensor.rows(),
-                                 tensor.cols(),        GroupsPerRow(tensor.scheme(), tensor.cols()),
-                                 plane(Plane::kCodes), plane(Plane::kScales),
-                                 plane(Plane::kZeros), plane(Plane::kGroupIndex),
-                                 plane(Plane::kTable), plane(Plane::kSuperScales)};
-    visitor(PlanarSource{planes, nullptr});
+    visitor(PlanarSource{PlanesOnDevice(tensor), nullptr});
     return OkStatus();
   }
-  const uint8_t* blocks = plane(Plane::kCodes);
+  const auto* blocks = reinterpret_cast<const uint8_t*>(tensor.plane(Plane::kCodes).data());
   const size_t alignment = tensor.format() == Format::kF32 ? 4 : 2;
   if (reinterpret_cast<uintptr_t>(blocks) % alignment != 0) {
     return InvalidArgument("blocks: a pointer that is not aligned to 2 bytes, or to 4 for f32");

@@ -43,7 +43,22 @@ Status MatmulAny(const TensorView& activations, const QuantizedTensor&,
   last_call = {activations.data, out.data, options.parallel.stream};
   return OkStatus();
 }
-constexpr Backend kRecorder = {Allocate, QuantizeBlocks, QuantizePlanar, DequantizeAny, MatmulAny};
+const int packed_details = 0;
+Result<PackedWeights> PackAny(const QuantizedTensor& weights, Precision,
+                              const ParallelFor& parallel) {
+  last_call = {weights.plane(Plane::kCodes).data(), nullptr, parallel.stream};
+  return MakePackedWeights(weights.rows(), weights.cols(), 7, Device::kCuda, "recorder/1",
+                           std::shared_ptr<const void>(&packed_details, [](const void*) {}));
+}
+Status MatmulMembers(const TensorView& activations, std::span<const MatmulMember> members,
+                     const MatmulOptions& options) {
+  const auto* packed = std::get_if<const PackedWeights*>(&members[0].weights);
+  EXPECT_TRUE(packed == nullptr || DetailsOf(**packed, Device::kCuda) == &packed_details);
+  last_call = {activations.data, members[0].out.data, options.parallel.stream};
+  return OkStatus();
+}
+constexpr Backend kRecorder = {Allocate,  QuantizeBlocks, QuantizePlanar, DequantizeAny,
+                               MatmulAny, PackAny,        MatmulMembers};
 
 class BackendTest : public testing::Test {
  protected:
@@ -96,6 +111,25 @@ TEST_F(BackendTest, TakesTheCallsWithTheirStream) {
   EXPECT_TRUE(Matmul(view_, *blocks, view_, product).ok());
   EXPECT_EQ(last_call.output, view_.data);
   EXPECT_EQ(last_call.stream, &stream_);
+
+  const Result<PackedWeights> packed = Pack(*blocks, Precision::kInt8, parallel_);
+  ASSERT_TRUE(packed.ok());
+  EXPECT_EQ(last_call.input, blocks->plane(Plane::kCodes).data());
+  EXPECT_EQ(packed->bytes(), 7u);
+  EXPECT_EQ(packed->target(), "recorder/1");
+  EXPECT_TRUE(packed->serialized().empty());
+  last_call = {};
+  EXPECT_TRUE(Matmul(view_, *packed, view_, product).ok());
+  EXPECT_EQ(last_call.stream, &stream_);
+  const MatmulMember member = {&*packed, view_, {}, {}};
+  last_call = {};
+  EXPECT_TRUE(MatmulGroup(view_, {&member, 1}, product).ok());
+  EXPECT_EQ(last_call.output, view_.data);
+
+  // Products in host memory cannot take them.
+  std::vector<float> host(64);
+  EXPECT_EQ(Matmul(ViewOf(host.data(), 2, 32), *packed, ViewOf(host.data(), 2, 2)).code(),
+            StatusCode::kInvalidArgument);
 }
 
 }  // namespace

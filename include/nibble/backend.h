@@ -5,7 +5,9 @@
 #define NIBBLE_BACKEND_H_
 
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <string>
 
 #include "nibble/matmul.h"
 #include "nibble/quantize.h"
@@ -29,6 +31,11 @@ struct Backend {
                        const ParallelFor& parallel);
   Status (*matmul)(const TensorView& activations, const QuantizedTensor& weights,
                    const MutableTensorView& out, const MatmulOptions& options);
+  Result<PackedWeights> (*pack)(const QuantizedTensor& weights, Precision precision,
+                                const ParallelFor& parallel);
+  // The members' lists of rows lie on the device too.
+  Status (*matmul_group)(const TensorView& activations, std::span<const MatmulMember> members,
+                         const MatmulOptions& options);
 };
 
 // Makes `backend`, which must live for ever, serve a device. From any thread; again is harmless.
@@ -36,6 +43,12 @@ void RegisterBackend(Device device, const Backend* backend);
 
 // The backend of a device; an error where nothing was registered for it.
 Result<const Backend*> FindBackend(Device device);
+
+// Packed weights that only the backend of `device` understands: `details` is what it keeps of them,
+// and what DetailsOf then gives, or null where they were packed for another device.
+PackedWeights MakePackedWeights(int64_t rows, int64_t cols, size_t bytes, Device device,
+                                std::string target, std::shared_ptr<const void> details);
+const void* DetailsOf(const PackedWeights& weights, Device device);
 
 }  // namespace nibble
 

@@ -47,8 +47,9 @@ class PackedWeights {
   // The layout of the bytes and its version, e.g. "tiles16/1".
   const std::string& target() const;
 
-  // The packed bytes with a header; FromBytes maps them again without a copy, and refuses bytes of
-  // a layout that this version does not know. `bytes` must be aligned to 8 bytes (to 64 is faster)
+  // The packed bytes with a header, or none where the weights were packed on a device, which takes
+  // them as quick as a copy. FromBytes maps them again without a copy, and refuses bytes of a
+  // layout that this version does not know. `bytes` must be aligned to 8 bytes (to 64 is faster)
   // and stay alive where it borrows.
   std::span<const std::byte> serialized() const;
   static Result<PackedWeights> FromBytes(Buffer bytes);
@@ -59,7 +60,8 @@ class PackedWeights {
   std::shared_ptr<const Impl> impl_;
 };
 
-// Rearranges `weights` for products of the given precision.
+// Rearranges `weights` for products of the given precision, on the device where they lie. (There, a
+// group index or a table makes this wait for the stream.)
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision = Precision::kInt8,
                            const ParallelFor& parallel = {});
 

@@ -177,6 +177,9 @@ class Group {
   }
 
   Status Add(const Operands& operands, const PackedWeightsAccess::Impl& weights) {
+    if (weights.device != Device::kCpu) {
+      return InvalidArgument("matmul: weights packed on a device that the output does not lie on");
+    }
     if (weights.canonical) return Add(operands, *weights.canonical);
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
     if (is_int8(operands)) return Unsupported("matmul: int8 activations with packed blocks");
@@ -278,22 +281,6 @@ class Group {
   std::vector<Product<WeightRows>> bf16_, f32_;
 };
 
-// Products on another device, one by one.
-Status MatmulOnDevice(const TensorView& activations, std::span<const MatmulMember> members,
-                      const MatmulOptions& options) {
-  for (const MatmulMember& member : members) {
-    const auto* weights = std::get_if<const QuantizedTensor*>(&member.weights);
-    if (weights == nullptr || *weights == nullptr || !member.rows.empty()) {
-      return Unsupported("matmul: packed weights or lists of rows on a device");
-    }
-    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(member.out.device));
-    MatmulOptions own = options;
-    own.bias = member.bias;
-    NIBBLE_RETURN_IF_ERROR(backend->matmul(activations, **weights, member.out, own));
-  }
-  return OkStatus();
-}
-
 }  // namespace
 
 Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
@@ -316,6 +303,13 @@ Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTen
 
 Status Matmul(TensorView activations, const PackedWeights& weights, MutableTensorView out,
               const MatmulOptions& options) {
+  if (out.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(out.device));
+    MatmulOptions shared = options;
+    shared.bias = {};
+    const MatmulMember member = {&weights, out, options.bias, {}};
+    return backend->matmul_group(activations, {&member, 1}, shared);
+  }
   const auto* packed = PackedWeightsAccess::Get(weights);
   if (packed == nullptr) return InvalidArgument("matmul: empty weights");
   Group group(options, 1);
@@ -330,7 +324,10 @@ Status MatmulGroup(TensorView activations, std::span<const MatmulMember> members
   if (!options.bias.empty()) {
     return InvalidArgument("matmul: the members of a group have biases of their own");
   }
-  if (activations.device != Device::kCpu) return MatmulOnDevice(activations, members, options);
+  if (activations.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(activations.device));
+    return backend->matmul_group(activations, members, options);
+  }
   Group group(options, members.size());
   for (size_t i = 0; i < members.size(); ++i) {
     const MatmulMember& member = members[i];

@@ -11,6 +11,7 @@
 
 #include "kernels/pack.h"
 #include "kernels/pack_layout.h"
+#include "nibble/backend.h"
 
 namespace nibble {
 namespace {
@@ -105,7 +106,9 @@ Result<Buffer> Allocate(const char* target, const QuantizedTensor& weights, size
 
 int64_t PackedWeights::rows() const { return impl_ ? impl_->rows : 0; }
 int64_t PackedWeights::cols() const { return impl_ ? impl_->cols : 0; }
-size_t PackedWeights::bytes() const { return impl_ ? impl_->bytes.size() : 0; }
+size_t PackedWeights::bytes() const {
+  return impl_ ? impl_->bytes.size() + impl_->device_bytes : 0;
+}
 const std::string& PackedWeights::target() const {
   static const std::string none;
   return impl_ ? impl_->target : none;
@@ -161,16 +164,32 @@ Result<PackedWeights> PackedWeights::FromBytes(Buffer bytes) {
     return Unsupported("packed weights: made for another target");
   }
   impl->bytes = std::move(bytes);
-  PackedWeights weights;
-  weights.impl_ = std::move(impl);
-  return weights;
+  return PackedWeightsAccess::Make(std::move(impl));
+}
+
+PackedWeights MakePackedWeights(int64_t rows, int64_t cols, size_t bytes, Device device,
+                                std::string target, std::shared_ptr<const void> details) {
+  auto impl = std::make_shared<PackedWeightsAccess::Impl>();
+  impl->device_bytes = bytes;
+  impl->device = device;
+  impl->details = std::move(details);
+  impl->target = std::move(target);
+  impl->rows = rows;
+  impl->cols = cols;
+  return PackedWeightsAccess::Make(std::move(impl));
+}
+
+const void* DetailsOf(const PackedWeights& weights, Device device) {
+  const auto* impl = PackedWeightsAccess::Get(weights);
+  return impl != nullptr && impl->device == device ? impl->details.get() : nullptr;
 }
 
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel) {
   if (weights.rows() <= 0 || weights.cols() <= 0) return InvalidArgument("pack: empty weights");
   if (weights.device() != Device::kCpu) {
-    return Unsupported("pack: the weights are not in host memory");
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device()));
+    return backend->pack(weights, precision, parallel);
   }
   if (!weights.is_block_format()) {
     // Products read the planes as they are at the speed of memory.

@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "nibble/format.h"
 #include "nibble/matmul.h"
@@ -14,7 +16,10 @@
 namespace nibble {
 
 struct PackedWeights::Impl {
-  Buffer bytes;  // a header and the payload
+  Buffer bytes;  // a header and the payload; none of a device's
+  size_t device_bytes = 0;
+  Device device = Device::kCpu;
+  std::shared_ptr<const void> details;  // what the device's backend keeps of them
   std::string target;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -28,6 +33,11 @@ class PackedWeightsAccess {
   using Impl = PackedWeights::Impl;
   // Null for weights that were never made.
   static const Impl* Get(const PackedWeights& weights) { return weights.impl_.get(); }
+  static PackedWeights Make(std::shared_ptr<const Impl> impl) {
+    PackedWeights weights;
+    weights.impl_ = std::move(impl);
+    return weights;
+  }
 };
 
 }  // namespace nibble

@@ -1,0 +1,69 @@
+// Copies to shared memory that the rest of a thread's work does not wait for, and the barriers of a
+// warp; at once, and nothing, on the host.
+#ifndef NIBBLE_CUDA_ASYNC_COPY_H_
+#define NIBBLE_CUDA_ASYNC_COPY_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "nibble/dtype.h"
+
+namespace nibble::cuda {
+
+#if defined(__CUDA_ARCH__)
+__device__ inline uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+#endif
+
+// 16 bytes, of which the first `bytes` are copied and others zero; `from` is not read for none.
+NIBBLE_HD inline void CopyAsync(uint8_t* to, const void* from, int bytes = 16) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
+               "r"(bytes)
+               : "memory");
+#else
+  std::memset(to, 0, 16);
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+// 16 bytes that are read once: the second-level cache gives them up first.
+NIBBLE_HD inline void CopyStreamAsync(uint8_t* to, const uint8_t* from, uint64_t policy) {
+#if defined(__CUDA_ARCH__)
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)),
+      "l"(from), "l"(policy)
+      : "memory");
+#else
+  std::memcpy(to, from, 16);
+#endif
+}
+NIBBLE_HD inline uint64_t EvictFirst() {
+  uint64_t policy = 0;
+#if defined(__CUDA_ARCH__)
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+// Ends a group of copies of the thread.
+NIBBLE_HD inline void CommitCopies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until all but the last kPending groups of the thread have arrived.
+template <int kPending>
+NIBBLE_HD inline void WaitForCopies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+NIBBLE_HD inline void SyncWarp() {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#endif
+}
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_CUDA_ASYNC_COPY_H_

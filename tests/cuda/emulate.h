@@ -1,0 +1,179 @@
+// Packs weights and multiplies with them as kernels do, on the host, with emulated warps.
+#ifndef NIBBLE_TESTS_CUDA_EMULATE_H_
+#define NIBBLE_TESTS_CUDA_EMULATE_H_
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/gemm.h"
+#include "cuda/pack.h"
+#include "cuda/small_m.h"
+#include "gtest/gtest.h"
+#include "lib/quantize/planar.h"
+#include "nibble/quantized_tensor.h"
+
+namespace nibble::cuda {
+
+// Memory aligned to 16 bytes, and nothing but it: an access beyond is seen by a sanitizer.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(size_t size = 0) : words_(size / 16 + (size % 16 != 0)) {}
+  uint8_t* data() { return reinterpret_cast<uint8_t*>(words_.data()); }
+  const uint8_t* data() const { return reinterpret_cast<const uint8_t*>(words_.data()); }
+
+ private:
+  std::vector<Words4> words_;
+};
+
+struct PackedOnHost {
+  PackedPlan plan;
+  AlignedBytes records;
+  std::vector<int32_t> order;
+  std::unique_ptr<float> multiplier = std::make_unique<float>(1.0f);
+};
+
+inline PackedOnHost PackOnHost(const QuantizedTensor& weights) {
+  PackedOnHost packed;
+  PlanarPlanes planes;
+  std::vector<float> table;
+  if (!weights.is_block_format()) {
+    planes = PlanesOf(weights);
+    const Buffer& values = weights.plane(Plane::kTable);
+    table.resize(values.size() / 4);
+    if (!table.empty()) std::memcpy(table.data(), values.data(), values.size());
+  }
+  auto plan = PlanPack(weights, table);
+  EXPECT_TRUE(plan.ok()) << plan.status().message();
+  packed.plan = *plan;
+  PackedMatrix& matrix = packed.plan.matrix;
+  if (planes.group_index != nullptr) {
+    std::vector<int32_t> groups(static_cast<size_t>(weights.cols()));
+    std::memcpy(groups.data(), planes.group_index, groups.size() * 4);
+    auto order = ColumnOrder(groups, matrix.group_steps * kStepCols);
+    EXPECT_TRUE(order.ok()) << order.status().message();
+    packed.order = *order;
+    matrix.order = packed.order.data();
+  }
+  const auto fill = [&](auto format, const auto& source) -> Status {
+    using Format = decltype(format);
+    const int64_t records = matrix.records_per_tile<Format>();
+    const int words = matrix.record_bytes<Format>() / 4;
+    packed.records = AlignedBytes(static_cast<size_t>(matrix.row_tiles() * records * words * 4));
+    auto* to = reinterpret_cast<uint32_t*>(packed.records.data());
+    matrix.records = packed.records.data();
+    for (int64_t tile = 0; tile < matrix.row_tiles(); ++tile) {
+      for (int64_t record = 0; record < records; ++record) {
+        for (int word = 0; word < words; ++word) {
+          *to++ = RecordWord<Format>(source, matrix, tile, record, word);
+        }
+      }
+    }
+    float largest = 0;
+    for (int64_t record = 0; record < matrix.row_tiles() * records; ++record) {
+      for (int place = 0; place < Format::kSteps * 8; ++place) {
+        const int step = place / 8;
+        largest = std::max(
+            largest, LargestUnderScales<Format>(matrix, packed.records.data() + record * words * 4,
+                                                step / kPanelSteps, step % kPanelSteps, place % 8));
+      }
+    }
+    *packed.multiplier = MultiplierFor(largest);
+    return OkStatus();
+  };
+  EXPECT_TRUE(VisitPackSource(packed.plan, weights, planes, matrix.order, fill).ok());
+  matrix.multiplier = packed.multiplier.get();
+  return packed;
+}
+
+// A launch of the small-M kernel: each block's phases one after the other, all its warps in turn.
+template <class Format, DType kType, int kTokenTiles>
+void EmulateSmallM(const SmallMArguments& args) {
+  using Block = SmallMBlock<Format, kType, kTokenTiles>;
+  using State = typename Block::template WarpState<HostWarp>;
+  const HostWarp warp;
+  for (int64_t x = 0; x < args.plan.blocks; ++x) {
+    std::vector<AlignedBytes> shared;
+    std::vector<Block> blocks;
+    for (int split = 0; split < args.plan.splits; ++split) {
+      shared.emplace_back(static_cast<size_t>(args.plan.shared_bytes));
+      // What was there before, as on the device.
+      std::memset(shared.back().data(), 0xFF, static_cast<size_t>(args.plan.shared_bytes));
+    }
+    for (int split = 0; split < args.plan.splits; ++split) {
+      const Block& block =
+          blocks.emplace_back(args, x, split, shared[static_cast<size_t>(split)].data());
+      auto states = std::make_unique<std::array<State, kWarps>>();
+      const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
+      for (int segment = 0; segment < block.segments(); ++segment) {
+        for (int t = 0; t < kThreads; ++t) block.StageActivations(t, segment);
+        for (int w = 0; w < kWarps && segment == 0; ++w) block.Begin(warp, w, state(w));
+        for (int w = 0; w < kWarps; ++w) block.MultiplySegment(warp, w, segment, state(w));
+      }
+      if (block.segments() == 0) {
+        for (int w = 0; w < kWarps; ++w) block.Begin(warp, w, state(w));
+      }
+      for (int w = 0; w < kWarps; ++w) block.StoreSums(warp, state(w));
+      for (int t = 0; t < kThreads; ++t) block.CombineWarps(t);
+    }
+    for (int split = 0; split < args.plan.splits; ++split) {
+      for (int t = 0; t < kThreads; ++t) {
+        blocks[static_cast<size_t>(split)].StoreOutputs(
+            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].SumsOf(0); });
+      }
+    }
+  }
+}
+
+// A launch of the kernel of large products.
+template <class Format, DType kType, int kTokens>
+void EmulateGemm(const GemmArguments& args) {
+  using Block = GemmBlock<Format, kType, kTokens>;
+  using State = typename Block::template WarpState<HostWarp>;
+  const HostWarp warp;
+  const int ahead = args.plan.stages - 1;
+  for (int64_t at = 0; at < args.plan.row_blocks * args.plan.token_blocks; ++at) {
+    std::vector<AlignedBytes> shared;
+    std::vector<Block> blocks;
+    auto states = std::make_unique<std::array<State, kWarps>>();
+    const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
+    for (int split = 0; split < args.plan.splits; ++split) {
+      shared.emplace_back(static_cast<size_t>(args.plan.shared_bytes));
+      std::memset(shared.back().data(), 0xFF, static_cast<size_t>(args.plan.shared_bytes));
+    }
+    for (int split = 0; split < args.plan.splits; ++split) {
+      const Block& block =
+          blocks.emplace_back(args, at % args.plan.row_blocks, split, at / args.plan.row_blocks,
+                              shared[static_cast<size_t>(split)].data());
+      const auto stage = [&](int unit) {
+        for (int t = 0; t < kThreads; ++t) block.StageUnit(t, unit);
+      };
+      for (int w = 0; w < kWarps; ++w) block.Begin(warp, state(w));
+      for (int unit = 0; unit < ahead; ++unit) stage(unit);
+      for (int unit = 0; unit < block.units(); ++unit) {
+        stage(unit + ahead);
+        for (int w = 0; w < kWarps; ++w) block.MultiplyUnit(warp, w, unit, state(w));
+      }
+      for (int w = 0; w < kWarps; ++w) {
+        if (args.plan.splits == 1) {
+          block.StoreOutputs(warp, w, state(w));
+        } else {
+          block.StoreSums(warp, w, state(w));
+        }
+      }
+    }
+    for (int split = 0; split < args.plan.splits && args.plan.splits > 1; ++split) {
+      for (int t = 0; t < kThreads; ++t) {
+        blocks[static_cast<size_t>(split)].CombineSplits(
+            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].Sums(); });
+      }
+    }
+  }
+}
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_TESTS_CUDA_EMULATE_H_
