@@ -1,12 +1,14 @@
 // What the GPU backend reaches on this device, in ratios to what a copy and cuBLAS reach in the
 // same run. Every timed call uses another of several buffers, together larger than the second-level
-// cache; times are medians of CUDA events around single calls.
+// cache. Calls are captured in a CUDA graph, some one after the other, so that the host's time for
+// a launch is not measured; times are medians of CUDA events around graphs, divided by their calls.
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kWarmUps = 5, kRepeats = 41;
+constexpr int kWarmUps = 3, kRepeats = 21;
 
 // Ends the run: a benchmark that goes on after an error measures nothing.
 void Check(const Status& status) {
@@ -37,16 +39,18 @@ T Must(Result<T> result) {
   return *std::move(result);
 }
 
-// Median seconds of call(i), i counting up.
-double Median(const std::function<void(size_t)>& call) {
+cudaStream_t stream;  // of all that is timed
+
+// Median seconds of queue(), by events.
+double MedianOfEvents(const std::function<void()>& queue) {
   cudaEvent_t begin, end;
   CheckCuda(cudaEventCreate(&begin));
   CheckCuda(cudaEventCreate(&end));
   std::vector<float> times;
   for (int i = -kWarmUps; i < kRepeats; ++i) {
-    CheckCuda(cudaEventRecord(begin));
-    call(static_cast<size_t>(i + kWarmUps));
-    CheckCuda(cudaEventRecord(end));
+    CheckCuda(cudaEventRecord(begin, stream));
+    queue();
+    CheckCuda(cudaEventRecord(end, stream));
     CheckCuda(cudaEventSynchronize(end));
     float milliseconds = 0;
     CheckCuda(cudaEventElapsedTime(&milliseconds, begin, end));
@@ -56,6 +60,22 @@ double Median(const std::function<void(size_t)>& call) {
   CheckCuda(cudaEventDestroy(end));
   std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
   return static_cast<double>(times[times.size() / 2]) * 1e-3;
+}
+
+// Median seconds of one of `calls` calls of call(i), i counting up, in a graph.
+double Median(const std::function<void(size_t)>& call, size_t calls = 16) {
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  call(0);  // what a first call prepares is not for the graph
+  CheckCuda(cudaStreamSynchronize(stream));
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (size_t i = 0; i < calls; ++i) call(i);
+  CheckCuda(cudaStreamEndCapture(stream, &graph));
+  CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
+  const double seconds = MedianOfEvents([&] { CheckCuda(cudaGraphLaunch(executable, stream)); });
+  CheckCuda(cudaGraphExecDestroy(executable));
+  CheckCuda(cudaGraphDestroy(graph));
+  return seconds / static_cast<double>(calls);
 }
 
 // Floats in [-1, 1) from a counter.
@@ -77,7 +97,9 @@ class Benchmark {
     cudaDeviceProp properties;
     CheckCuda(cudaGetDevice(&device));
     CheckCuda(cudaGetDeviceProperties(&properties, device));
-    rotate_bytes_ = 4 * static_cast<size_t>(properties.l2CacheSize);
+    CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    parallel_.stream = stream;
+    rotate_bytes_ = 2 * static_cast<size_t>(properties.l2CacheSize);
     std::printf("# %s\n\n%d multiprocessors, %d MiB of second-level cache; medians of %d.\n\n",
                 properties.name, properties.multiProcessorCount, properties.l2CacheSize >> 20,
                 kRepeats);
@@ -86,11 +108,20 @@ class Benchmark {
     const TensorView host = ViewOf(values.data(), kRows, kCols);
     Dequantized(host);
     Quantized(host);
-    Products(host);
+    CheckBlas(cublasCreate(&blas_));
+    CheckBlas(cublasSetStream(blas_, stream));
+    Buffer workspace = Must(cuda::Allocate(kBlasWorkspace));
+    CheckBlas(cublasSetWorkspace(blas_, workspace.data(), kBlasWorkspace));
+    Products(tensors_, values, kRows, kCols);
+    tensors_.clear();
+    const TensorView other = ViewOf(values.data(), 4096, 11008);
+    Products(Tensors(other, {}, kFewSchemes), values, 4096, 11008);
+    CheckBlas(cublasDestroy(blas_));
   }
 
  private:
   static constexpr int64_t kRows = 8192, kCols = 8192;
+  static constexpr size_t kBlasWorkspace = size_t{32} << 20;  // what cuBLAS asks for on Hopper
 
   // Copies enough of something of `bytes` that the cache holds none of them for long.
   size_t Copies(size_t bytes) const { return 2 + rotate_bytes_ / bytes; }
@@ -100,7 +131,7 @@ class Benchmark {
     Buffer from = Must(cuda::Allocate(bytes)), to = Must(cuda::Allocate(bytes));
     CheckCuda(cudaMemset(from.data(), 0x5A, bytes));
     const double seconds =
-        Median([&](size_t) { Check(cuda::Copy(to.mutable_bytes(), from.bytes())); });
+        Median([&](size_t) { Check(cuda::Copy(to.mutable_bytes(), from.bytes(), stream)); }, 1);
     bandwidth_ = 2 * static_cast<double>(bytes) / seconds;
     std::printf("A copy of 1 GiB moves %.0f GB/s, read and written: 100%% below.\n\n",
                 bandwidth_ * 1e-9);
@@ -122,23 +153,26 @@ class Benchmark {
                                         Format::kQ6_K, Format::kQ2_K, Format::kIQ4_NL};
   static constexpr const char* kSchemes[] = {"int4 sym g128 f16", "int4 asym g128 f16", "nf4 g64",
                                              "int8 sym channel", "f8_e4m3 channel"};
+  static constexpr const char* kFewSchemes[] = {"int4 sym g128 f16", "int8 sym channel"};
 
-  std::vector<std::pair<std::string, QuantizedTensor>> Tensors(const TensorView& host) {
+  using NamedTensors = std::vector<std::pair<std::string, QuantizedTensor>>;
+  NamedTensors Tensors(const TensorView& host, std::span<const Format> formats,
+                       std::span<const char* const> schemes) {
     ThreadPool pool;
     QuantizeOptions options;
     options.parallel = pool.parallel_for();
-    std::vector<std::pair<std::string, QuantizedTensor>> tensors;
-    for (Format format : kFormats) {
+    NamedTensors tensors;
+    for (Format format : formats) {
       tensors.emplace_back(GetFormatInfo(format).name, Must(Quantize(host, format, options)));
     }
-    for (const char* name : kSchemes) {
+    for (const char* name : schemes) {
       tensors.emplace_back(name, Must(Quantize(host, Must(ParseScheme(name)), options)));
     }
     return tensors;
   }
 
   void Dequantized(const TensorView& host) {
-    tensors_ = Tensors(host);
+    tensors_ = Tensors(host, kFormats, kSchemes);
     std::printf("| dequantize 8192 x 8192 to f16 | us | of copy |\n|---|---|---|\n");
     const size_t out_bytes = static_cast<size_t>(kRows * kCols) * 2;
     std::vector<Tensor> outs;
@@ -148,7 +182,8 @@ class Benchmark {
     for (const auto& [name, tensor] : tensors_) {
       const auto copies = OnDevice(tensor);
       const double seconds = Median([&](size_t i) {
-        Check(Dequantize(copies[i % copies.size()], outs[i % outs.size()].mutable_view()));
+        Check(
+            Dequantize(copies[i % copies.size()], outs[i % outs.size()].mutable_view(), parallel_));
       });
       std::printf("| %s | %.1f | %.0f%% |\n", name.c_str(), seconds * 1e6,
                   OfBandwidth(static_cast<double>(tensor.bytes() + out_bytes), seconds));
@@ -164,6 +199,7 @@ class Benchmark {
     };
     QuantizeOptions options;
     options.non_finite = NonFinite::kClamp;  // does not wait to report
+    options.parallel = parallel_;
     for (Format format : {Format::kQ4_0, Format::kQ8_0}) {
       const size_t bytes = Must(FormatBytes(format, kRows, kCols));
       Buffer out = Must(cuda::Allocate(bytes));
@@ -176,62 +212,83 @@ class Benchmark {
       const Scheme scheme = Must(ParseScheme(name));
       size_t bytes = 0;
       const double seconds =
-          Median([&](size_t) { bytes = Must(Quantize(weights.view(), scheme, options)).bytes(); });
+          MedianOfEvents([&] { bytes = Must(Quantize(weights.view(), scheme, options)).bytes(); });
       row((std::string(name) + " (waits)").c_str(), bytes, seconds);
     }
   }
 
-  void Products(const TensorView& host) {
-    std::printf(
-        "\n| product with 8192 x 8192, f16 activations, M | 1 | 4 | 16 | of copy at 1 |\n"
-        "|---|---|---|---|---|\n");
-    constexpr int64_t kMs[] = {1, 4, 16};
-    const std::vector<float> values = Values(16 * static_cast<size_t>(kCols));
-    std::vector<F16> halves(values.size());
-    for (size_t i = 0; i < values.size(); ++i) halves[i] = ToF16(values[i]);
-    const Tensor activations = Must(
-        cuda::ToDevice(TensorView{halves.data(), DType::kF16, 16, kCols, kCols, Device::kCpu}));
-    Tensor out = Must(cuda::AllocateTensor(DType::kF32, 16, kRows));
-
-    const QuantizedTensor f16 = Must(Quantize(host, Format::kF16));
-    const auto dense = OnDevice(f16);
-    cublasHandle_t blas;
-    CheckBlas(cublasCreate(&blas));
+  // cuBLAS, f16 by f16 to f32.
+  double DenseSeconds(const std::vector<QuantizedTensor>& weights, const Tensor& activations,
+                      Tensor& out, int64_t m) {
     const float one = 1, zero = 0;
-    std::vector<double> blas_seconds;
-    for (int64_t m : kMs) {
-      blas_seconds.push_back(Median([&](size_t i) {
-        CheckBlas(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, kRows, static_cast<int>(m), kCols,
-                               &one, dense[i % dense.size()].plane(Plane::kCodes).data(),
-                               CUDA_R_16F, kCols, activations.view().data, CUDA_R_16F, kCols, &zero,
-                               out.mutable_view().data, CUDA_R_32F, kRows, CUBLAS_COMPUTE_32F,
-                               CUBLAS_GEMM_DEFAULT));
-      }));
+    const int rows = static_cast<int>(weights[0].rows()),
+              cols = static_cast<int>(weights[0].cols());
+    return Median([&](size_t i) {
+      CheckBlas(cublasGemmEx(blas_, CUBLAS_OP_T, CUBLAS_OP_N, rows, static_cast<int>(m), cols, &one,
+                             weights[i % weights.size()].plane(Plane::kCodes).data(), CUDA_R_16F,
+                             cols, activations.view().data, CUDA_R_16F, cols, &zero,
+                             out.mutable_view().data, CUDA_R_32F, rows, CUBLAS_COMPUTE_32F,
+                             CUBLAS_GEMM_DEFAULT));
+    });
+  }
+
+  void Products(const NamedTensors& tensors, const std::vector<float>& values, int64_t rows,
+                int64_t cols) {
+    const TensorView host = ViewOf(values.data(), rows, cols);
+    constexpr int64_t kMs[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096};
+    std::printf("\n| product with %lld x %lld, f16 activations, M |", static_cast<long long>(rows),
+                static_cast<long long>(cols));
+    for (int64_t m : kMs) std::printf(" %lld |", static_cast<long long>(m));
+    std::printf(" of copy at 1 |\n|---|");
+    for (size_t j = 0; j < std::size(kMs); ++j) std::printf("---|");
+    std::printf("---|\n");
+
+    constexpr int64_t kMostM = kMs[std::size(kMs) - 1];
+    std::vector<F16> halves(static_cast<size_t>(kMostM * cols));
+    for (size_t i = 0; i < halves.size(); ++i) halves[i] = ToF16(values[i]);
+    const Tensor activations = Must(
+        cuda::ToDevice(TensorView{halves.data(), DType::kF16, kMostM, cols, cols, Device::kCpu}));
+    Tensor out = Must(cuda::AllocateTensor(DType::kF32, kMostM, rows));
+    std::vector<double> dense_seconds;
+    {
+      const QuantizedTensor f16 = Must(Quantize(host, Format::kF16));
+      const auto dense = OnDevice(f16);
+      std::printf("| cuBLAS f16, us |");
+      for (int64_t m : kMs) {
+        dense_seconds.push_back(DenseSeconds(dense, activations, out, m));
+        std::printf(" %.1f |", dense_seconds.back() * 1e6);
+      }
+      std::printf(" %.0f%% |\n", OfBandwidth(static_cast<double>(f16.bytes()), dense_seconds[0]));
     }
-    std::printf("| cuBLAS f16 (us) | %.1f | %.1f | %.1f | %.0f%% |\n", blas_seconds[0] * 1e6,
-                blas_seconds[1] * 1e6, blas_seconds[2] * 1e6,
-                OfBandwidth(static_cast<double>(f16.bytes()), blas_seconds[0]));
-    for (const auto& [name, tensor] : tensors_) {
-      const auto copies = OnDevice(tensor);
-      std::printf("| %s, decoded (times cuBLAS) |", name.c_str());
+    for (const auto& [name, tensor] : tensors) {
+      std::vector<PackedWeights> packed;
+      for (const QuantizedTensor& copy : OnDevice(tensor)) {
+        packed.push_back(Must(Pack(copy, Precision::kInt8, {})));
+      }
+      CheckCuda(cudaDeviceSynchronize());
+      std::printf("| %s, times cuBLAS |", name.c_str());
       double first = 0;
+      MatmulOptions options;
+      options.parallel = parallel_;
       for (size_t j = 0; j < std::size(kMs); ++j) {
         TensorView a = activations.view();
         MutableTensorView o = out.mutable_view();
         a.rows = o.rows = kMs[j];
         const double seconds =
-            Median([&](size_t i) { Check(Matmul(a, copies[i % copies.size()], o)); });
+            Median([&](size_t i) { Check(Matmul(a, packed[i % packed.size()], o, options)); });
         if (j == 0) first = seconds;
-        std::printf(" %.2f |", blas_seconds[j] / seconds);
+        std::printf(" %.2f |", dense_seconds[j] / seconds);
       }
       std::printf(" %.0f%% |\n", OfBandwidth(static_cast<double>(tensor.bytes()), first));
+      std::fflush(stdout);
     }
-    CheckBlas(cublasDestroy(blas));
   }
 
   size_t rotate_bytes_ = 0;
   double bandwidth_ = 0;  // bytes a second
-  std::vector<std::pair<std::string, QuantizedTensor>> tensors_;
+  ParallelFor parallel_;
+  cublasHandle_t blas_ = nullptr;
+  NamedTensors tensors_;
 };
 
 }  // namespace
