@@ -91,12 +91,24 @@ using PackedQ5_K = PackedFormat<Values::kInteger, 4, 1, Scales::kSuperMin, 32>;
 using PackedQ6_K = PackedFormat<Values::kInteger, 4, 2, Scales::kSuper, 16>;
 using PackedIQ4_XS = PackedFormat<Values::kBook, 4, 0, Scales::kSuper, 32>;
 
-#define NIBBLE_CUDA_FORMATS(X)                                                                 \
-  X(U4)                                                                                        \
-  X(U8)                                                                                        \
-  X(U2Min)                                                                                     \
-  X(U3Min) X(U4Min) X(U5Min) X(U6Min) X(U8Min) X(Book) X(E4M3) X(E5M2) X(Q2_K) X(Q3_K) X(Q4_K) \
-      X(Q5_K) X(Q6_K) X(IQ4_XS)
+#define NIBBLE_CUDA_FORMATS(X) \
+  X(U4)                        \
+  X(U8)                        \
+  X(U2Min)                     \
+  X(U3Min)                     \
+  X(U4Min)                     \
+  X(U5Min)                     \
+  X(U6Min)                     \
+  X(U8Min)                     \
+  X(Book)                      \
+  X(E4M3)                      \
+  X(E5M2)                      \
+  X(Q2_K)                      \
+  X(Q3_K)                      \
+  X(Q4_K)                      \
+  X(Q5_K)                      \
+  X(Q6_K)                      \
+  X(IQ4_XS)
 
 enum class PackedKind : uint8_t {
 #define NIBBLE_CUDA_ENUM(Name) k##Name,
