@@ -34,67 +34,73 @@ HWY_INLINE void StoreScalar(T value, void* to, int64_t i) {
   std::memcpy(static_cast<std::byte*>(to) + static_cast<size_t>(i) * sizeof(T), &value, sizeof(T));
 }
 
-void HalvesToFloats(const void* in, int64_t count, float* out) {
+// out[i] = the float of element i: vectors by widen(bits), what is left by ToFloat(Scalar).
+template <class Scalar, class Widen>
+HWY_INLINE void ToFloats(const void* in, int64_t count, float* out, const Widen& widen) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(Floats()));
   int64_t i = 0;
-#if NIBBLE_HAVE_F16_CONVERSION
-  const Floats df;
-  const Halves du;
-  const hn::Rebind<hwy::float16_t, Floats> dh;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
   for (; i + lanes <= count; i += lanes) {
-    const auto bits = hn::LoadU(du, static_cast<const uint16_t*>(in) + i);
-    hn::StoreU(hn::PromoteTo(df, hn::BitCast(dh, bits)), df, out + i);
+    const auto bits = hn::LoadU(Halves(), static_cast<const uint16_t*>(in) + i);
+    hn::StoreU(widen(bits), Floats(), out + i);
   }
+  for (; i < count; ++i) out[i] = ToFloat(LoadScalar<Scalar>(in, i));
+}
+
+// Element i of `out` = in[i]: vectors by bits narrow(floats), what is left by to_scalar(float).
+template <class Narrow, class ToScalar>
+HWY_INLINE void FromFloats(const float* in, int64_t count, void* out, const Narrow& narrow,
+                           const ToScalar& to_scalar) {
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(Floats()));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto bits = narrow(hn::LoadU(Floats(), in + i));
+    hn::StoreU(bits, Halves(), static_cast<uint16_t*>(out) + i);
+  }
+  for (; i < count; ++i) StoreScalar(to_scalar(in[i]), out, i);
+}
+
+void HalvesToFloats(const void* in, int64_t count, float* out) {
+#if NIBBLE_HAVE_F16_CONVERSION
+  const hn::Rebind<hwy::float16_t, Floats> dh;
+  ToFloats<F16>(in, count, out,
+                [=](auto bits) HWY_ATTR { return hn::PromoteTo(Floats(), hn::BitCast(dh, bits)); });
+#else
+  for (int64_t i = 0; i < count; ++i) out[i] = ToFloat(LoadScalar<F16>(in, i));
 #endif
-  for (; i < count; ++i) out[i] = ToFloat(LoadScalar<F16>(in, i));
 }
 
 void BFloatsToFloats(const void* in, int64_t count, float* out) {
-  const Floats df;
-  const Halves du;
   const hn::RebindToUnsigned<Floats> d32;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto bits = hn::PromoteTo(d32, hn::LoadU(du, static_cast<const uint16_t*>(in) + i));
-    hn::StoreU(hn::BitCast(df, hn::ShiftLeft<16>(bits)), df, out + i);
-  }
-  for (; i < count; ++i) out[i] = ToFloat(LoadScalar<BF16>(in, i));
+  ToFloats<BF16>(in, count, out, [=](auto bits) HWY_ATTR {
+    return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+  });
 }
 
 void FloatsToHalves(const float* in, int64_t count, void* out) {
-  int64_t i = 0;
 #if NIBBLE_HAVE_F16_CONVERSION
-  const Floats df;
-  const Halves du;
   const hn::Rebind<hwy::float16_t, Floats> dh;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  for (; i + lanes <= count; i += lanes) {
-    const auto half = hn::DemoteTo(dh, hn::LoadU(df, in + i));
-    hn::StoreU(hn::BitCast(du, half), du, static_cast<uint16_t*>(out) + i);
-  }
+  FromFloats(
+      in, count, out, [=](auto x) HWY_ATTR { return hn::BitCast(Halves(), hn::DemoteTo(dh, x)); },
+      [](float x) { return ToF16(x); });
+#else
+  for (int64_t i = 0; i < count; ++i) StoreScalar(ToF16(in[i]), out, i);
 #endif
-  for (; i < count; ++i) StoreScalar(ToF16(in[i]), out, i);
 }
 
 // Integer arithmetic on every target: the instruction that some have takes denormals for zeros.
 void FloatsToBFloats(const float* in, int64_t count, void* out) {
-  const Floats df;
-  const Halves du;
   const hn::RebindToUnsigned<Floats> d32;
   const auto one = hn::Set(d32, 1u), half = hn::Set(d32, 0x7FFFu), quiet = hn::Set(d32, 0x40u);
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto x = hn::LoadU(df, in + i);
-    const auto bits = hn::BitCast(d32, x);
-    const auto top = hn::ShiftRight<16>(bits);
-    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, half), hn::And(top, one)));
-    const auto is_nan = hn::RebindMask(d32, hn::IsNaN(x));
-    const auto result = hn::IfThenElse(is_nan, hn::Or(top, quiet), rounded);
-    hn::StoreU(hn::TruncateTo(du, result), du, static_cast<uint16_t*>(out) + i);
-  }
-  for (; i < count; ++i) StoreScalar(ToBF16(in[i]), out, i);
+  FromFloats(
+      in, count, out,
+      [=](auto x) HWY_ATTR {
+        const auto bits = hn::BitCast(d32, x);
+        const auto top = hn::ShiftRight<16>(bits);
+        const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, half), hn::And(top, one)));
+        const auto is_nan = hn::RebindMask(d32, hn::IsNaN(x));
+        return hn::TruncateTo(Halves(), hn::IfThenElse(is_nan, hn::Or(top, quiet), rounded));
+      },
+      [](float x) { return ToBF16(x); });
 }
 
 int64_t FirstBeyondIn(const float* values, int64_t count, float limit) {
