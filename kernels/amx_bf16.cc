@@ -1,4 +1,4 @@
-// GemmBf16 on the AMX tile unit, in raw intrinsics: Highway has no target for it.
+// GemmBf16 on the AMX tile unit.
 #include "kernels/amx.h"
 #include "kernels/gemm_bf16.h"
 
@@ -16,29 +16,18 @@ HWY_DIAGNOSTICS(push)
 HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wmaybe-uninitialized")
 #endif
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#include "kernels/amx_tiles-inl.h"
 #include "kernels/avx512_transpose-inl.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kTileStride = 64;  // bytes of a tile's row
-
-// Operand 46 of the instruction set's LDTILECFG.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+struct Bf16Dots {
+  static void D046() { _tile_dpbf16ps(0, 4, 6); }
+  static void D147() { _tile_dpbf16ps(1, 4, 7); }
+  static void D256() { _tile_dpbf16ps(2, 5, 6); }
+  static void D357() { _tile_dpbf16ps(3, 5, 7); }
 };
-static_assert(sizeof(TileConfig) == 64);
-
-// Static, because GCC tells its optimiser only of the first word that the instruction reads.
-const TileConfig kTileConfig;
-
-void Enter() { _tile_loadconfig(&kTileConfig); }
-
-void Leave() { _tile_release(); }
 
 inline __m512i ToBf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
@@ -66,7 +55,7 @@ inline __m512i LoadBf16(const void* row, DType type, int64_t count) {
 }
 
 void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_t col,
-          int64_t count, uint16_t* slab) {
+          int64_t count, uint8_t* slab) {
   const int64_t element = static_cast<int64_t>(DTypeBytes(activations.dtype));
   for (int64_t k = 0; k < count; k += kChunkCols) {
     for (int64_t tile = 0; tile < 2; ++tile) {
@@ -80,86 +69,10 @@ void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_
       }
       Transpose16x16(rows);
       for (int64_t i = 0; i < kTileRows; ++i) {
-        _mm512_store_si512(slab + i * kChunkCols, rows[i]);
+        _mm512_store_si512(slab + i * kChunkBytes, rows[i]);
       }
-      slab += kTileElements;
+      slab += kTileBytes;
     }
-  }
-}
-
-inline void AddLines(const Addition& addition, int64_t first, int64_t last) {
-  for (int64_t i = first * 16; i < last * 16; i += 16) {
-    __m512 sum = _mm512_load_ps(addition.sums + i);
-    if (!addition.first) sum = _mm512_add_ps(sum, _mm512_load_ps(addition.totals + i));
-    _mm512_store_ps(addition.totals + i, sum);
-  }
-}
-
-void Add(const Addition& addition) {
-  if (addition.sums != nullptr) AddLines(addition, 0, kSumElements / 16);
-}
-
-// The four sums stay in tiles 0-3; of each chunk two weight tiles (4, 5) and two activation tiles
-// (6, 7) are loaded. Weights are marked as passing by, so that they do not push the activations out
-// of the first-level cache. Sums begin at zero and are added to their totals by vectors, a few
-// after each chunk: loading totals into tiles would stall the tile unit, and so would asking for
-// cache lines ahead of their use.
-template <int kNTiles, int kMTiles, bool kAdd>
-void MultiplyTiles(const uint16_t* panel, const uint16_t* slab, int64_t chunks, float* sums,
-                   const Addition& before) {
-  constexpr int64_t kPanelTile = kTileRows * kPanelStride;
-  constexpr int64_t kStrideBytes = kPanelStride * 2;
-  constexpr int64_t kLines = kSumElements / 16, kLinesPerChunk = 4;
-  _tile_zero(0);
-  if constexpr (kMTiles > 1) _tile_zero(1);
-  if constexpr (kNTiles > 1) _tile_zero(2);
-  if constexpr (kNTiles > 1 && kMTiles > 1) _tile_zero(3);
-  const Addition addition = before;
-  int64_t line = 0;
-  for (int64_t c = 0; c < chunks; ++c) {
-    _tile_stream_loadd(4, panel, kStrideBytes);
-    _tile_loadd(6, slab, kTileStride);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kMTiles > 1) {
-      _tile_loadd(7, slab + kTileElements, kTileStride);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kNTiles > 1) {
-      _tile_stream_loadd(5, panel + kPanelTile, kStrideBytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kMTiles > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    panel += kChunkCols;
-    slab += kChunkElements;
-    if (kAdd && line < kLines) {
-      AddLines(addition, line, line + kLinesPerChunk);
-      line += kLinesPerChunk;
-    }
-  }
-  if (kAdd) AddLines(addition, line, kLines);
-  _tile_stored(0, sums, kTileStride);
-  if constexpr (kMTiles > 1) _tile_stored(1, sums + kTileSums, kTileStride);
-  if constexpr (kNTiles > 1) _tile_stored(2, sums + 2 * kTileSums, kTileStride);
-  if constexpr (kNTiles > 1 && kMTiles > 1) _tile_stored(3, sums + 3 * kTileSums, kTileStride);
-}
-
-void Multiply(const uint16_t* panel, const uint16_t* slab, int64_t chunks, int n_tiles, int m_tiles,
-              float* sums, const Addition& before) {
-  if (n_tiles == 2 && m_tiles == 2) {
-    if (before.sums != nullptr) {
-      MultiplyTiles<2, 2, true>(panel, slab, chunks, sums, before);
-    } else {
-      MultiplyTiles<2, 2, false>(panel, slab, chunks, sums, before);
-    }
-    return;
-  }
-  Add(before);
-  if (n_tiles == 2) {
-    MultiplyTiles<2, 1, false>(panel, slab, chunks, sums, before);
-  } else if (m_tiles == 2) {
-    MultiplyTiles<1, 2, false>(panel, slab, chunks, sums, before);
-  } else {
-    MultiplyTiles<1, 1, false>(panel, slab, chunks, sums, before);
   }
 }
 
@@ -182,13 +95,18 @@ void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t
         __m512 sum = _mm512_castsi512_ps(rows[i]);
         if (output.bias != nullptr) sum = _mm512_add_ps(sum, bias);
         if (output.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
-        _mm512_mask_storeu_ps(out, mask, sum);
+        if (mask == 0xFFFF && !output.accumulate && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
+          // Past the caches: whole lines that were not read before.
+          _mm512_stream_ps(out, sum);
+        } else {
+          _mm512_mask_storeu_ps(out, mask, sum);
+        }
       }
     }
   }
 }
 
-constexpr GemmBf16 kAmx = {Enter, Leave, Pack, Multiply, Add, Store};
+constexpr GemmBf16 kAmx = {kTileUnit<Bf16Dots, float>, Pack, Store};
 
 }  // namespace
 }  // namespace nibble

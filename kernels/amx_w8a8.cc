@@ -1,4 +1,4 @@
-// TilesW8A8 on the AMX tile unit, in raw intrinsics: Highway has no target for it.
+// TilesW8A8 on the AMX tile unit.
 #include "kernels/amx.h"
 #include "kernels/gemm_w8a8.h"
 
@@ -17,60 +17,45 @@ HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wmaybe-uninitialized")
 HWY_DIAGNOSTICS_OFF(disable : 4700, ignored "-Wuninitialized")
 #endif
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-int8,avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")
+#include "kernels/amx_tiles-inl.h"
 #include "kernels/avx512_transpose-inl.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kTileStride = 64;  // bytes of a tile's row
-constexpr int kTileBytes = 16 * kTileStride;
-constexpr int64_t kRows = 32;  // of a panel and a slab
-
-// Operand 46 of the instruction set's LDTILECFG.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+struct Int8Dots {
+  static void D046() { _tile_dpbssd(0, 4, 6); }
+  static void D147() { _tile_dpbssd(1, 4, 7); }
+  static void D256() { _tile_dpbssd(2, 5, 6); }
+  static void D357() { _tile_dpbssd(3, 5, 7); }
 };
-static_assert(sizeof(TileConfig) == 64);
 
-// Static, because GCC tells its optimiser only of the first word that the instruction reads.
-const TileConfig kTileConfig;
-
-void Enter() { _tile_loadconfig(&kTileConfig); }
-void Leave() {
-  _tile_release();
-  _mm_sfence();  // orders the streaming stores before whatever tells others that the task is done
-}
-
-void PackActivations(const W8A8Rows& a, int64_t m0, int8_t* slab) {
-  const int64_t m_count = std::min(kRows, a.rows - m0);
-  for (int64_t k = 0; k < a.stride; k += 64) {
+void Pack(const W8A8Rows& a, int64_t m0, int64_t chunk, int64_t count, uint8_t* slab) {
+  const int64_t m_count = std::min(kPairRows, a.rows - m0);
+  for (int64_t c = chunk; c < chunk + count; ++c) {
     for (int64_t tile = 0; tile < 2; ++tile, slab += kTileBytes) {
       __m512i rows[16];
-      for (int64_t i = 0; i < 16; ++i) {
-        const int64_t m = tile * 16 + i;
-        rows[i] = m < m_count ? _mm512_loadu_si512(a.codes + (m0 + m) * a.stride + k)
+      for (int64_t i = 0; i < kTileRows; ++i) {
+        const int64_t m = tile * kTileRows + i;
+        rows[i] = m < m_count ? _mm512_loadu_si512(a.codes + (m0 + m) * a.stride + c * kChunkBytes)
                               : _mm512_setzero_si512();
       }
       Transpose16x16(rows);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(slab + i * kTileStride, rows[i]);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(slab + i * kChunkBytes, rows[i]);
     }
   }
 }
 
-void PackWeights(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols,
-                 int8_t* panel) {
-  for (int64_t n = 0; n < kRows; ++n) {
-    int8_t* to = panel + n * kTileStride;
+void Decode(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols, uint8_t* panel) {
+  constexpr int64_t kRowsAhead = 4;
+  for (int64_t n = 0; n < n_count; ++n) {
+    uint8_t* to = panel + n * kChunkBytes;
     const int8_t* row = rows + n * row_bytes;
-    for (int64_t k = 0; k < cols; k += 64, to += 2 * kTileBytes) {
-      const int64_t rest = n < n_count ? std::min<int64_t>(64, cols - k) : 0;
+    for (int64_t k = 0; k < cols; k += kChunkBytes, to += kPairBytes) {
+      const int64_t rest = std::min(kChunkBytes, cols - k);
+      _mm_prefetch(row + k + kRowsAhead * row_bytes, _MM_HINT_T0);
       const __mmask64 mask = rest == 64 ? ~uint64_t{0} : (uint64_t{1} << rest) - 1;
-      _mm512_store_si512(
-          to, rest > 0 ? _mm512_maskz_loadu_epi8(mask, row + k) : _mm512_setzero_si512());
+      _mm512_store_si512(to, _mm512_maskz_loadu_epi8(mask, row + k));
     }
   }
 }
@@ -101,51 +86,18 @@ void StoreTile(const int32_t* sums, const W8A8Rows& a, const float* weight_scale
   }
 }
 
-// The slab stays in the first-level cache, panels pass by.
-void Multiply(const int8_t* panel, const int8_t* slab, int64_t chunks, bool first, int32_t* sums) {
-  if (first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, sums, kTileStride);
-    _tile_loadd(1, sums + 256, kTileStride);
-    _tile_loadd(2, sums + 512, kTileStride);
-    _tile_loadd(3, sums + 768, kTileStride);
-  }
-  const char* next = reinterpret_cast<const char*>(sums + kW8A8Sums);
-  for (int64_t c = 0; c < chunks; ++c, panel += 2 * kTileBytes, slab += 2 * kTileBytes) {
-    // The sums of the next product, which lie behind these.
-    for (int i = 0; i < 4; ++i) __builtin_prefetch(next + 64 * i, 1, 3);
-    next += 256;
-    _tile_loadd(6, slab, kTileStride);
-    _tile_stream_loadd(4, panel, kTileStride);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, slab + kTileBytes, kTileStride);
-    _tile_dpbssd(1, 4, 7);
-    _tile_stream_loadd(5, panel + kTileBytes, kTileStride);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
-  }
-  _tile_stored(0, sums, kTileStride);
-  _tile_stored(1, sums + 256, kTileStride);
-  _tile_stored(2, sums + 512, kTileStride);
-  _tile_stored(3, sums + 768, kTileStride);
-}
-
-void Store(const int32_t* sums, const W8A8Rows& a, const float* weight_scales,
+void Store(const int32_t* totals, const W8A8Rows& a, const float* weight_scales,
            const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0, int64_t n_count) {
   for (int tile = 0; tile < 4; ++tile) {
     const int64_t n = tile / 2 * 16, m = tile % 2 * 16;
     if (n < n_count && m < m_count) {
-      StoreTile(sums + 256 * tile, a, weight_scales + n, output, m0 + m, m_count - m, n0 + n,
-                n_count - n);
+      StoreTile(totals + kTileSums * tile, a, weight_scales + n, output, m0 + m, m_count - m,
+                n0 + n, n_count - n);
     }
   }
 }
 
-constexpr TilesW8A8 kAmx = {Enter, Leave, PackActivations, PackWeights, Multiply, Store};
+constexpr TilesW8A8 kAmx = {kTileUnit<Int8Dots, int32_t>, Pack, Decode, Store};
 
 }  // namespace
 }  // namespace nibble

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <limits>
 
-#include "hwy/aligned_allocator.h"
 #include "kernels/int8_targets.h"
 #include "kernels/round_rows.h"
 
@@ -211,16 +210,9 @@ HWY_EXPORT(SumCodes);
 
 namespace {
 
-constexpr int64_t kAlign = 64;     // columns of a vector or tile
-constexpr int64_t kTileRows = 32;  // of a panel and a slab
+constexpr int64_t kAlign = 64;  // columns of a vector or tile
 // Fewer activation rows would leave most of a tile empty.
 constexpr int64_t kFewestTileRows = 12;
-// Columns of which a slab stays in the first-level cache while panels pass by.
-constexpr int64_t kTileCols = 1024;
-// Weight and activation rows of a task: its panels take an eighth, its sums a quarter of a
-// second-level cache of 2 MiB.
-constexpr int64_t kTaskRows = 256;
-constexpr int64_t kTaskActivations = 512;
 // Weight rows that are multiplied with all activation rows before the next: they stay in the
 // second-level cache.
 constexpr int64_t kPanelRows = 64;
@@ -229,17 +221,17 @@ float WeightScale(const PlanarPlanes& planes, int64_t row) {
   return planes.Scale(planes.ScaleAt(row, 0));
 }
 
-// Weight rows [first, last) by all activation rows, in vectors.
-void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, int64_t first,
-                     int64_t last) {
+// One task in vectors.
+void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, const TileTask& task) {
   const PlanarPlanes& planes = product.weights.planes;
   const ProductOutput& output = product.output;
   const auto multiply = NIBBLE_DISPATCH(MultiplyRows);
   const int8_t* codes = reinterpret_cast<const int8_t*>(planes.codes);
-  for (int64_t panel = first; panel < last; panel += kPanelRows) {
+  const int64_t last = task.n0 + task.n_rows, m_last = task.m0 + task.m_rows;
+  for (int64_t panel = task.n0; panel < last; panel += kPanelRows) {
     const int64_t panel_end = std::min(last, panel + kPanelRows);
-    for (int64_t m0 = 0; m0 < a.rows; m0 += 4) {
-      const int m_count = static_cast<int>(std::min<int64_t>(4, a.rows - m0));
+    for (int64_t m0 = task.m0; m0 < m_last; m0 += 4) {
+      const int m_count = static_cast<int>(std::min<int64_t>(4, m_last - m0));
       for (int64_t n0 = panel; n0 < panel_end; n0 += 4) {
         const int n_count = static_cast<int>(std::min<int64_t>(4, panel_end - n0));
         const int8_t* rows[4] = {};
@@ -260,48 +252,35 @@ void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, int
   }
 }
 
-// Memory of one worker for tiles.
-struct TileScratch {
-  int8_t* panels;
-  int32_t* sums;
-};
-
-// Weight rows [first, last) by activation rows [m_first, m_last), in tiles. `slab` begins with the
-// first of all activation rows.
-void MultiplyTiles(const TilesW8A8& tiles, const Product<W8A8Weights>& product, const W8A8Rows& a,
-                   const int8_t* slab, int64_t first, int64_t last, int64_t m_first, int64_t m_last,
-                   const TileScratch& scratch) {
-  const PlanarPlanes& planes = product.weights.planes;
+// Copies a step's codes to panels.
+void DecodePanels(const TilesW8A8& tiles, const PlanarPlanes& planes, const TileStep& step,
+                  uint8_t* panels) {
   const int8_t* codes = reinterpret_cast<const int8_t*>(planes.codes);
-  const int64_t n_panels = DivideUp(last - first, kTileRows);
-  const auto sums_of = [&](int64_t n0, int64_t m0) {
-    return scratch.sums +
-           ((m0 - m_first) / kTileRows * n_panels + (n0 - first) / kTileRows) * kW8A8Sums;
-  };
-  for (int64_t col = 0; col < planes.cols; col += kTileCols) {
-    const int64_t count = std::min(kTileCols, planes.cols - col);
-    for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
-      tiles.pack_weights(codes + n0 * planes.cols + col, planes.cols,
-                         std::min(kTileRows, last - n0), count,
-                         scratch.panels + (n0 - first) * kTileCols);
-    }
-    for (int64_t m0 = m_first; m0 < m_last; m0 += kTileRows) {
-      for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
-        tiles.multiply(scratch.panels + (n0 - first) * kTileCols,
-                       slab + m0 * a.stride + col * kTileRows, DivideUp(count, kAlign), col == 0,
-                       sums_of(n0, m0));
-      }
-    }
+  const int64_t col = step.chunk * kChunkBytes;
+  const int64_t count = std::min(step.chunk_count * kChunkBytes, planes.cols - col);
+  for (int64_t r = 0; r < step.row_count; r += kPairRows, panels += kPanelBytes) {
+    tiles.decode(codes + (step.row + r) * planes.cols + col, planes.cols,
+                 std::min(kPairRows, step.row_count - r), count, panels);
   }
-  // A stretch of each output row at a time: panel by panel would touch its pages again and again.
-  float weight_scales[kTaskRows] = {};
-  for (int64_t n = first; n < last; ++n) weight_scales[n - first] = WeightScale(planes, n);
-  for (int64_t m0 = m_first; m0 < m_last; m0 += kTileRows) {
-    for (int64_t n0 = first; n0 < last; n0 += kTileRows) {
-      tiles.store(sums_of(n0, m0), a, weight_scales + (n0 - first), product.output, m0,
-                  std::min(kTileRows, m_last - m0), n0, std::min(kTileRows, last - n0));
-    }
-  }
+}
+
+// One task in tiles. `slabs` begin with the first of all activation rows.
+void MultiplyTiles(const TilesW8A8& tiles, const Product<W8A8Weights>& product, const W8A8Rows& a,
+                   const uint8_t* slabs, const TileTask& task, int64_t step_rows,
+                   const TileMemory<int32_t>& memory) {
+  const PlanarPlanes& planes = product.weights.planes;
+  const int64_t chunks = a.stride / kChunkBytes;
+  MultiplyTileTask(
+      tiles.tiles, chunks, slabs + SlabBytes(task.m0, chunks), task, step_rows,
+      [&](const TileStep& step, const TileStep&, uint8_t* panels) {
+        DecodePanels(tiles, planes, step, panels);
+      },
+      [&](const int32_t* totals, int64_t m, int64_t m_count, int64_t n, int64_t n_count) {
+        float scales[kPairRows] = {};
+        for (int64_t i = 0; i < n_count; ++i) scales[i] = WeightScale(planes, n + i);
+        tiles.store(totals, a, scales, product.output, m, m_count, n, n_count);
+      },
+      memory);
 }
 
 }  // namespace
@@ -317,26 +296,59 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
   const RoundedLayout layout(
       products, [](size_t) { return true; },
       [&](size_t i) { return RoundUp(products[i].activations.cols, kAlign); });
-  const size_t elements = static_cast<size_t>(layout.elements());
-  auto codes = hwy::AllocateAligned<int8_t>(elements);
-  auto scales = hwy::AllocateAligned<float>(elements / kAlign);
-  auto sums = hwy::AllocateAligned<int32_t>(elements / kAlign);
-  if (!codes || !scales || !sums) return OutOfMemory("matmul: no memory for activations");
+  const TilesW8A8* tiles = AmxW8A8();
+  const auto in_tiles = [&](size_t i) {
+    return tiles != nullptr && products[i].activations.rows >= kFewestTileRows &&
+           products[i].activations.cols <= kW8A8BlockCols;
+  };
+  const auto chunks_of = [&](size_t i) {
+    return DivideUp(products[i].activations.cols, kChunkBytes);
+  };
+
+  // Slabs of the tile unit.
+  std::vector<int64_t> slab_begins;
+  TaskList pairs;
+  int64_t slab_bytes = 0, weight_rows = 0, most_rows = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const int64_t rows = products[i].activations.rows;
+    const bool shared = i > 0 && layout.Begin(i) == layout.Begin(i - 1);
+    const bool packs = in_tiles(i) && !shared;
+    slab_begins.push_back(shared ? slab_begins.back() : slab_bytes);
+    pairs.Add(packs ? DivideUp(rows, kPairRows) : 0);
+    if (packs) slab_bytes += SlabBytes(rows, chunks_of(i));
+    weight_rows += products[i].weights.planes.rows;
+    if (in_tiles(i)) most_rows = std::max(most_rows, rows);
+  }
+  const int64_t task_rows = RowsPerTask(weight_rows, kPairRows, weight_rows, workers);
+  const int64_t step_rows = most_rows > 0 ? std::min(StepRows(most_rows), task_rows) : 0;
+
+  WorkMemory memory;
+  const auto codes_part = memory.Add<int8_t>(layout.elements());
+  const auto scales_part = memory.Add<float>(layout.elements() / kAlign);
+  const auto sums_part = memory.Add<int32_t>(layout.elements() / kAlign);
+  const auto slabs_part = memory.Add<uint8_t>(slab_bytes);
+  const TileScratch<int32_t> scratch(&memory, workers, step_rows, most_rows);
+  if (!memory.Allocate()) return OutOfMemory("matmul: no memory for activations");
+  int8_t* const codes = memory.At(codes_part);
+  float* const scales = memory.At(scales_part);
+  int32_t* const sums = memory.At(sums_part);
+  uint8_t* const slabs = memory.At(slabs_part);
+
   std::vector<W8A8Rows> rounded;
   for (size_t i = 0; i < products.size(); ++i) {
     const ActivationRows& a = products[i].activations;
     const int64_t begin = layout.Begin(i);
-    rounded.push_back({a.rows, RoundUp(a.cols, kAlign), a.dtype == DType::kI8, codes.get() + begin,
-                       scales.get() + begin / kAlign, sums.get() + begin / kAlign});
+    rounded.push_back({a.rows, RoundUp(a.cols, kAlign), a.dtype == DType::kI8, codes + begin,
+                       scales + begin / kAlign, sums + begin / kAlign});
   }
   const auto put = [&](size_t i, int64_t m, float scale) {
     const int64_t at = layout.Begin(i) / kAlign + m;
-    scales[static_cast<size_t>(at)] = scale;
-    sums[static_cast<size_t>(at)] =
+    scales[at] = scale;
+    sums[at] =
         NIBBLE_DISPATCH(SumCodes)(rounded[i].codes + m * rounded[i].stride, rounded[i].stride);
   };
   const auto codes_of = [&](size_t i, int64_t m) {
-    return codes.get() + layout.Begin(i) + m * rounded[i].stride;
+    return codes + layout.Begin(i) + m * rounded[i].stride;
   };
   if (products.front().activations.dtype == DType::kI8) {
     parallel(layout.rows().count(), [&](int64_t index, int) {
@@ -358,55 +370,33 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
         }));
   }
 
-  const TilesW8A8* tiles = AmxW8A8();
-  const auto in_tiles = [&](size_t i) {
-    return tiles != nullptr && products[i].activations.rows >= kFewestTileRows &&
-           products[i].activations.cols <= kW8A8BlockCols;
-  };
-
-  // Slabs of the tile unit.
-  std::vector<int64_t> slab_begins;
-  TaskList slab_tasks;
-  int64_t slab_bytes = 0, weight_rows = 0, most_rows = 0;
-  for (size_t i = 0; i < products.size(); ++i) {
-    const bool shared = i > 0 && layout.Begin(i) == layout.Begin(i - 1);
-    slab_begins.push_back(shared ? slab_begins.back() : slab_bytes);
-    const int64_t slabs =
-        in_tiles(i) && !shared ? DivideUp(products[i].activations.rows, kTileRows) : 0;
-    slab_tasks.Add(slabs);
-    slab_bytes += slabs * kTileRows * rounded[i].stride;
-    weight_rows += products[i].weights.planes.rows;
-    if (in_tiles(i)) most_rows = std::max(most_rows, products[i].activations.rows);
-  }
-  const int64_t task_rows = RowsPerTask(weight_rows, kTileRows, kTaskRows, workers);
-  const int64_t sums_each = task_rows * std::min(kTaskActivations, RoundUp(most_rows, kTileRows));
-  auto slabs = hwy::AllocateAligned<int8_t>(static_cast<size_t>(slab_bytes) + 1);
-  auto panels = hwy::AllocateAligned<int8_t>(
-      static_cast<size_t>(most_rows > 0 ? workers * task_rows * kTileCols : 1));
-  auto tile_sums = hwy::AllocateAligned<int32_t>(static_cast<size_t>(workers * sums_each) + 1);
-  if (!slabs || !panels || !tile_sums) return OutOfMemory("matmul: no memory for packed operands");
-  parallel(slab_tasks.count(), [&](int64_t index, int) {
-    const auto [i, slab] = slab_tasks.At(index);
-    tiles->pack_activations(rounded[i], slab * kTileRows,
-                            slabs.get() + slab_begins[i] + slab * kTileRows * rounded[i].stride);
+  parallel(pairs.count(), [&](int64_t index, int) {
+    const auto [i, pair] = pairs.At(index);
+    const int64_t m = pair * kPairRows;
+    uint8_t* slab = slabs + slab_begins[i];
+    ForSlabBlocks(rounded[i].rows, chunks_of(i), m,
+                  [&, i = i](int64_t chunk, int64_t count, int64_t place) {
+                    tiles->pack(rounded[i], m, chunk, count, slab + place);
+                  });
   });
 
   TaskList tasks;
-  for (const auto& product : products) tasks.Add(DivideUp(product.weights.planes.rows, task_rows));
+  for (const auto& product : products) {
+    tasks.Add(DivideUp(product.weights.planes.rows, task_rows) *
+              DivideUp(product.activations.rows, kSlabRows));
+  }
   parallel(tasks.count(), [&](int64_t index, int worker) {
-    const auto [i, task] = tasks.At(index);
-    const int64_t first = task * task_rows;
-    const int64_t last = std::min(products[i].weights.planes.rows, first + task_rows);
-    if (!in_tiles(i)) return MultiplyVectors(products[i], rounded[i], first, last);
-    tiles->enter();
-    const int64_t m_rows = rounded[i].rows;
-    for (int64_t m = 0; m < m_rows; m += kTaskActivations) {
-      MultiplyTiles(
-          *tiles, products[i], rounded[i], slabs.get() + slab_begins[i], first, last, m,
-          std::min(m_rows, m + kTaskActivations),
-          {panels.get() + worker * task_rows * kTileCols, tile_sums.get() + worker * sums_each});
-    }
-    tiles->leave();
+    const auto [i, number] = tasks.At(index);
+    const int64_t n_rows = products[i].weights.planes.rows;
+    const int64_t n_tasks = DivideUp(n_rows, task_rows);
+    TileTask task;
+    task.n0 = number % n_tasks * task_rows;
+    task.n_rows = std::min(task_rows, n_rows - task.n0);
+    task.m0 = number / n_tasks * kSlabRows;
+    task.m_rows = std::min(kSlabRows, products[i].activations.rows - task.m0);
+    if (!in_tiles(i)) return MultiplyVectors(products[i], rounded[i], task);
+    MultiplyTiles(*tiles, products[i], rounded[i], slabs + slab_begins[i], task, step_rows,
+                  scratch.Of(memory, worker));
   });
   return OkStatus();
 }

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "kernels/codec_planar.h"
+#include "kernels/gemm_tiles.h"
 #include "kernels/matmul.h"
 
 namespace nibble {
@@ -38,24 +39,17 @@ struct W8A8Rows {
   const int32_t* sums = nullptr;  // [rows]: of the codes
 };
 
-// The tile unit's part: 32 x 32 sums of products of bytes, four tiles of [n][m]: (n, m) = (0, 0),
-// (0, 16), (16, 0), (16, 16).
-inline constexpr int64_t kW8A8Sums = 32 * 32;
+// The tile unit's part (kernels/gemm_tiles.h).
 struct TilesW8A8 {
-  void (*enter)();
-  void (*leave)();
-  // 32 rows of activations, missing ones as zeros: 64 columns after another, two tiles of 16 x 64
-  // bytes with four columns of each row side by side.
-  void (*pack_activations)(const W8A8Rows& rows, int64_t m0, int8_t* slab);
-  // 32 rows of weights, `row_bytes` apart, `n_count` of them there, `cols` columns: likewise, each
-  // row's 64 columns side by side.
-  void (*pack_weights)(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols,
-                       int8_t* panel);
-  // sums = (first ? 0 : sums) + panel x slab^T over `chunks` of 64 columns.
-  void (*multiply)(const int8_t* panel, const int8_t* slab, int64_t chunks, bool first,
-                   int32_t* sums);
-  // Scales sums and writes them to out[m0 + m, n0 + n] for m < m_count, n < n_count.
-  void (*store)(const int32_t* sums, const W8A8Rows& rows, const float* weight_scales,
+  TileUnit<int32_t> tiles;
+  // 32 rows of activations from m0 on, missing ones as zeros, `count` chunks of 64 columns from
+  // `chunk` on, into their part of a slab.
+  void (*pack)(const W8A8Rows& rows, int64_t m0, int64_t chunk, int64_t count, uint8_t* slab);
+  // 32 rows of weights, `row_bytes` apart, `n_count` of them there, `cols` columns, into a panel.
+  void (*decode)(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols,
+                 uint8_t* panel);
+  // Scales totals and writes them to out[m0 + m, n0 + n] for m < m_count, n < n_count.
+  void (*store)(const int32_t* totals, const W8A8Rows& rows, const float* weight_scales,
                 const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0,
                 int64_t n_count);
 };

@@ -21,10 +21,9 @@ struct WeightRows {
   // Decodes weights [col, col + count) of `row` exactly, to f32.
   using Decode = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                           float* out);
-  // The same rounded to bf16, for `tile_rows` rows from a multiple of it on, row r at
-  // out + r * stride, filled up with zeros to a multiple of 32 columns. `count` is
-  // at most kBlockCols. Rows beyond the last are
-  // zeros.
+  // The same rounded to bf16, for `tile_rows` rows from a multiple of it on: chunk c of 32 columns
+  // of row r at out + c * stride + r * 32, the last filled up with zeros. `count` is at most
+  // kBlockCols. Rows beyond the last are zeros.
   using DecodeBf16 = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                               uint16_t* out, int64_t stride);
 

@@ -99,7 +99,7 @@ HWY_INLINE void LookUpChunk(const uint8_t* stored, const float* scales, const fl
 
 template <class Codec>
 void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                      uint16_t* out, int64_t /*stride*/) {
+                      uint16_t* out, int64_t stride) {
   using Block = typename Codec::Block;
   constexpr int kGroup = Codec::kGroup;
   const Block* block =
@@ -119,7 +119,7 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
     } else {
       UnpackCodes(*block, codes);
     }
-    for (int c = 0; c < Codec::kWeights; c += kChunk, out += kChunk) {
+    for (int c = 0; c < Codec::kWeights; c += kChunk, out += stride) {
       const float *s = scales + c / kGroup, *m = mins + c / kGroup;
       if constexpr (LookUpBits<Codec>() > 0) {
         LookUpChunk<Codec, 1>(stored + c, s, m, out);
@@ -166,7 +166,7 @@ void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t
   const uint8_t* tile = reinterpret_cast<const uint8_t*>(weights.codes) + row * weights.row_bytes;
   alignas(64) int8_t codes[kPackRows * kPackCols];
   alignas(64) float scales[kChunkGroups * kPackRows], mins[kChunkGroups * kPackRows];
-  for (int64_t k = col; k < col + count; k += kChunk, out += kChunk) {
+  for (int64_t k = col; k < col + count; k += kChunk, out += stride) {
     const uint8_t* block = tile + k / Packed::kWeights * Packed::kBlockBytes;
     const int c = static_cast<int>(k % Packed::kWeights);
     UnpackChunk<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, codes);
@@ -178,7 +178,7 @@ void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t
       }
     }
     for (size_t r = 0; r < kPackRows; ++r) {
-      uint16_t* to = out + static_cast<int64_t>(r) * stride;
+      uint16_t* to = out + r * kChunk;
       const int8_t* row_codes = codes + r * kPackCols;
       if constexpr (LookUpBits<typename Packed::Codec>() > 0) {
         LookUpChunk<typename Packed::Codec, kPackRows>(reinterpret_cast<const uint8_t*>(row_codes),
@@ -190,11 +190,13 @@ void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t
   }
 }
 
-void RoundToBf16(const float* values, int64_t count, uint16_t* out) {
+void RoundToBf16(const float* values, int64_t count, uint16_t* out, int64_t stride) {
   const DF df;
   const size_t lanes = hn::Lanes(df);
-  for (int64_t i = 0; i < count; i += static_cast<int64_t>(2 * lanes)) {
-    StorePair(hn::LoadU(df, values + i), hn::LoadU(df, values + i + lanes), out + i);
+  for (int64_t k = 0; k < count; k += kChunk, values += kChunk, out += stride) {
+    for (size_t i = 0; i < kChunk; i += 2 * lanes) {
+      StorePair(hn::LoadU(df, values + i), hn::LoadU(df, values + i + lanes), out + i);
+    }
   }
 }
 
@@ -230,12 +232,12 @@ WeightRows::DecodeBf16 FindDecodePackedBf16(Format format) {
 }
 
 void DecodeBf16ByFloat(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
-                       uint16_t* out, int64_t /*stride*/) {
+                       uint16_t* out, int64_t stride) {
   float values[kBlockCols];
   weights.decode(weights, row, col, count, values);
   const int64_t padded = RoundUp(count, 32);
   std::memset(values + count, 0, static_cast<size_t>(padded - count) * sizeof(float));
-  NIBBLE_DISPATCH(RoundToBf16)(values, padded, out);
+  NIBBLE_DISPATCH(RoundToBf16)(values, padded, out, stride);
 }
 
 }  // namespace nibble
