@@ -1,5 +1,5 @@
-// A layer's GPTQ from its Hessian: factorization and pass, in one planar scheme and one block
-// format, for square layers. Two threads, or as many as there are.
+// A layer's GPTQ from its Hessian: factorization and pass, in a planar scheme with and without
+// act-order and in a block format, for square layers. Two threads, or as many as there are.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
@@ -59,9 +59,15 @@ void Gptq(benchmark::State& state, const std::variant<Format, Scheme>& target) {
 }
 
 void Sizes(benchmark::internal::Benchmark* b) {
-  b->RangeMultiplier(2)->Range(1024, 8192)->Unit(benchmark::kSecond)->UseRealTime()->Iterations(1);
+  b->RangeMultiplier(2)
+      ->Range(1024, 8192)
+      ->Unit(benchmark::kSecond)
+      ->MeasureProcessCPUTime()
+      ->UseRealTime()
+      ->Iterations(1);
 }
 
+BENCHMARK_CAPTURE(Gptq, int4_g128, *ParseScheme("int4 asym g128 f16"))->Apply(Sizes);
 BENCHMARK_CAPTURE(Gptq, int4_g128_act_order, *ParseScheme("int4 asym g128 f16 act-order"))
     ->Apply(Sizes);
 BENCHMARK_CAPTURE(Gptq, q4_K, Format::kQ4_K)->Apply(Sizes);

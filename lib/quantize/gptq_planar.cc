@@ -367,6 +367,7 @@ Result<QuantizedTensor> QuantizeGptq(TensorView weights, const Scheme& scheme,
     const size_t s = static_cast<size_t>(i);
     Slab slab(job, choose, slabs[s].first, slabs[s].count);
     status[s] = slab.Run();
+    if (report == nullptr) return;
     error[s] = slab.OutputError();
     energy[s] = slab.WeightEnergy();
   });

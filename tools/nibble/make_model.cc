@@ -18,9 +18,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Of a text that is longer, where no number of windows is asked for.
-constexpr int64_t kMostWindows = 128;
-
 using SteadyTime = std::chrono::steady_clock::time_point;
 
 struct Outcome {

@@ -17,6 +17,7 @@ struct MakeModelOptions {
   std::string output;
   std::string type;
   BudgetOptions budget;  // where wanted, in place of the type
+  std::string scheme;    // a planar one, in place of both: a Hugging Face folder
   bool pure = false;
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string imatrix;                    // a file, or empty
@@ -35,7 +36,11 @@ struct MakeModelOptions {
 // Options of all that write a model.
 void AddOutputOptions(CLI::App& command, MakeModelOptions& options);
 
+// Windows of a calibration text that is longer, where no number is asked for.
+inline constexpr int64_t kMostWindows = 128;
+
 int MakeModel(const MakeModelOptions& options);
+int MakeGptqFolder(const MakeModelOptions& options);
 
 }  // namespace nibble::tools
 

@@ -69,10 +69,15 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
 void CheckMethod(const MakeModelOptions& options) {
   const MethodInfo& method = GetMethodInfo(options.method);
   const bool given = !options.calibration.text.empty();
-  const bool budget = options.budget.wanted();
-  if (budget != options.type.empty()) {
-    throw CLI::ValidationError("--type", budget ? "excludes --target-bpw and --target-size"
-                                                : "or --target-bpw or --target-size is needed");
+  const bool budget = options.budget.wanted(), scheme = !options.scheme.empty();
+  if (budget + scheme + !options.type.empty() != 1) {
+    throw CLI::ValidationError(
+        "--type", "one of --type, --target-bpw or --target-size, and --scheme decides");
+  }
+  if (scheme && (options.pure || !options.tensor_types.empty() || !options.imatrix.empty() ||
+                 !options.preparations.empty() || options.clamp)) {
+    throw CLI::ValidationError("--scheme",
+                               "goes with --method and its options alone, not with those of types");
   }
   if (budget && options.pure) throw CLI::ValidationError("--pure", "needs --type");
   if (given && !options.imatrix.empty() && !(budget && !method.calibrated)) {
@@ -97,7 +102,8 @@ void CheckMethod(const MakeModelOptions& options) {
 }  // namespace
 
 void AddQuantize(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("quantize", "Quantize a model to a GGUF file");
+  CLI::App* command =
+      app.add_subcommand("quantize", "Quantize a model to a GGUF file, or a Hugging Face folder");
   auto options = std::make_shared<MakeModelOptions>();
   AddOutputOptions(*command, *options);
   command->add_option("--type", options->type, "A mix or a format, see below");
@@ -110,6 +116,11 @@ void AddQuantize(CLI::App& app, Action& action) {
       ->take_all()
       ->expected(1);
   AddBudgetOptions(*command, options->budget);
+  command->add_option(
+      "--scheme", options->scheme,
+      "In place of --type: from a Hugging Face folder to one in the layout of GPTQ checkpoints, "
+      "its "
+      "layers' matrices in e.g. 'int4 sym g128 f16' or 'int4 asym g128 f16 act-order'");
   command->add_option("--imatrix", options->imatrix,
                       "Importance matrix in either of llama.cpp's file formats");
   AddMethodOptions(*command, *options);
@@ -122,7 +133,9 @@ void AddQuantize(CLI::App& app, Action& action) {
   command->footer(TypeHelp());
   command->callback([options, &action] {
     CheckMethod(*options);
-    action = [options] { return MakeModel(*options); };
+    action = [options] {
+      return options->scheme.empty() ? MakeModel(*options) : MakeGptqFolder(*options);
+    };
   });
 }
 
