@@ -126,6 +126,30 @@ void UnpackPackedTile(const std::byte* tile, int64_t, int64_t, int64_t col, int6
   }
 }
 
+// The codes of a block as they stand in a ByteChunk, column after column.
+template <class Packed, class Block>
+HWY_INLINE void UnpackStored(const Block& block, uint8_t* HWY_RESTRICT stored) {
+  constexpr uint8_t kAdd =
+      static_cast<uint8_t>(StoredOffset<Packed>() - static_cast<int>(kStoredOffset<Block>));
+  VisitCodes(Bytes32(), block, [stored](auto d, auto bytes, size_t at) HWY_ATTR {
+    if constexpr (kAdd != 0) bytes = hn::Add(bytes, hn::Set(d, kAdd));
+    hn::StoreU(bytes, d, stored + at);
+  });
+}
+
+// Sixteen rows of 16 columns, a row after another, to four quads.
+HWY_INLINE void TransposeQuads(const uint8_t* rows, uint8_t* quads) {
+  const hn::Repartition<uint32_t, D8> d32;
+  for (size_t row = 0; row < kPackRows; row += hn::Lanes(d32)) {
+    hn::Vec<decltype(d32)> q0, q1, q2, q3;
+    hn::LoadInterleaved4(d32, reinterpret_cast<const uint32_t*>(rows + 16 * row), q0, q1, q2, q3);
+    const auto store = [&](int quad, hn::Vec<decltype(d32)> v) HWY_ATTR {
+      hn::StoreU(v, d32, reinterpret_cast<uint32_t*>(quads + quad * 4 * kPackRows + 4 * row));
+    };
+    store(0, q0), store(1, q1), store(2, q2), store(3, q3);
+  }
+}
+
 template <class Packed>
 void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, int64_t col,
                      int64_t count, ByteChunk* chunks) {
@@ -133,7 +157,10 @@ void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, i
   using Block = typename Codec::Block;
   constexpr int kGroups = Codec::kWeights / Codec::kGroup;
   constexpr int kChunkGroups = Codec::kGroup < kPackCols ? kPackCols / Codec::kGroup : 1;
+  constexpr size_t kHalf = 16 * kPackRows;  // bytes of sixteen rows of 16 columns
+  alignas(64) uint8_t halves[kUnpackCols / 16 * kHalf];
   if (rows < kPackRows) {
+    std::memset(halves, 0, sizeof(halves));
     std::memset(static_cast<void*>(chunks), 0,
                 static_cast<size_t>(count / kPackCols) * sizeof(ByteChunk));
   }
@@ -141,26 +168,29 @@ void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, i
     const std::byte* from =
         blocks + r * row_bytes + col / Codec::kWeights * static_cast<int64_t>(sizeof(Block));
     ByteChunk* to = chunks;
+    uint8_t* half = halves + 16 * r;
     for (int64_t k = 0; k < count; k += Codec::kWeights, from += sizeof(Block)) {
       Block block;
       std::memcpy(&block, from, sizeof(Block));
-      alignas(64) int8_t codes[Codec::kWeights];
+      alignas(64) uint8_t stored[Codec::kWeights];
       float scales[kGroups], mins[kGroups];
-      UnpackCodes(block, codes);
+      UnpackStored<Packed>(block, stored);
       UnpackScales(block, scales, mins);
-      for (int c = 0; c < Codec::kWeights; ++c) {
-        codes[c] = static_cast<int8_t>(codes[c] + StoredOffset<Packed>());
+      for (int c = 0; c < Codec::kWeights; c += 16, half += kHalf) {
+        std::memcpy(half, stored + c, 16);
       }
       for (int c = 0; c < Codec::kWeights; c += kPackCols, ++to) {
-        for (int q = 0; q < kQuads; ++q) {
-          std::memcpy(to->quads + q * 4 * kPackRows + 4 * r, codes + c + 4 * q, 4);
-        }
         for (int g = 0; g < kChunkGroups; ++g) {
           to->scales[g * kPackRows + r] = scales[c / Codec::kGroup + g];
           if constexpr (Codec::kHasMin) to->mins[g * kPackRows + r] = mins[c / Codec::kGroup + g];
         }
       }
     }
+  }
+  const uint8_t* half = halves;
+  for (int64_t k = 0; k < count; k += kPackCols, ++chunks, half += 2 * kHalf) {
+    TransposeQuads(half, chunks->quads);
+    TransposeQuads(half + kHalf, chunks->quads + kQuads / 2 * 4 * kPackRows);
   }
 }
 
