@@ -321,6 +321,10 @@ Int8Kernel FindInt8Kernel(Format format) {
   return kernel;
 }
 
+// Dot products of four bytes leave registers for the sums of many activation rows, so that kernels
+// for few stay ahead for longer.
+int64_t FewestRows() { return NIBBLE_PAIR_DOTS ? 8 : 17; }
+
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
@@ -329,6 +333,7 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(FindInt8Kernel);
+HWY_EXPORT(FewestRows);
 
 namespace {
 
@@ -496,6 +501,8 @@ Status Run(std::span<const Product<Weights>> products, const ParallelFor& parall
 }
 
 }  // namespace
+
+int64_t FewestGemmInt8Rows() { return NIBBLE_DISPATCH(FewestRows)(); }
 
 bool HasGemmInt8(Format format) { return PackedTileBytes(format, 256) > 0; }
 

@@ -18,6 +18,11 @@ namespace nibble {
 // Whether weights of the format can be multiplied so: those that have a packed form.
 bool HasGemmInt8(Format format);
 
+// From so many activation rows on it pays to unpack weights once and to keep them in registers
+// while activation rows pass by: packed ones, under the target in use, and canonical ones.
+int64_t FewestGemmInt8Rows();
+inline constexpr int64_t kFewestGemmInt8RowsOfBlocks = 8;
+
 Status GemmInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel);
 Status GemmInt8(std::span<const Product<BlockWeights>> products, const ParallelFor& parallel);
 

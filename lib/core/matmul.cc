@@ -27,10 +27,6 @@ namespace {
 
 // Tiles hold 16 activation rows; with fewer than half of them, decoding for vectors is faster.
 constexpr int64_t kFewestTileRows = 8;
-// From here on it pays to unpack weights once and to keep them in registers while activation rows
-// pass by: packed weights, and canonical ones, which take longer to unpack.
-constexpr int64_t kFewestGemmRows = 17;
-constexpr int64_t kFewestGemmRowsOfBlocks = 24;
 // With packed weights, int8 dot products beat decoding for tiles while activations are few.
 constexpr int64_t kMostInt8Rows = 24;
 
@@ -185,7 +181,7 @@ class Group {
     if (is_int8(operands)) return Unsupported("matmul: int8 activations with packed blocks");
     const bool tiles = operands.out.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
     if (is_rounded() && !tiles) {
-      auto& products = operands.out.rows < kFewestGemmRows ? int8_ : packed_;
+      auto& products = operands.out.rows < FewestGemmInt8Rows() ? int8_ : packed_;
       products.push_back({RowsOf(operands),
                           {weights.format, weights.payload, weights.rows, weights.cols},
                           OutputOf(operands)});
@@ -227,7 +223,7 @@ class Group {
     const Product<BlockWeights> product = {
         RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)};
     if (is_block && !tiles && is_rounded()) {
-      const bool many = m_rows >= kFewestGemmRowsOfBlocks && HasGemmInt8(format);
+      const bool many = m_rows >= kFewestGemmInt8RowsOfBlocks && HasGemmInt8(format);
       (many ? many_blocks_ : blocks_).push_back(product);
     } else if (few && HasGemvFloat(format)) {
       floats_.push_back(product);
