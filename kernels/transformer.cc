@@ -79,6 +79,17 @@ void GeluMultiplyImpl(const float* gate, const float* up, int64_t n, float* out)
   });
 }
 
+// cap * tanh(x / cap)
+HWY_INLINE V Capped(V x, V cap, V inverse) {
+  return hn::Mul(cap, hn::Tanh(D(), hn::Mul(x, inverse)));
+}
+
+void SoftCapImpl(float* x, int64_t n, float cap) {
+  const V limit = hn::Set(D(), cap), inverse = hn::Set(D(), 1.0f / cap);
+  Transform(x, x, static_cast<size_t>(n), x,
+            [&](V v, V) HWY_ATTR { return Capped(v, limit, inverse); });
+}
+
 void RopeImpl(float* x, const float* cosines, const float* sines, int64_t pairs, bool half_split) {
   const D d;
   const size_t lanes = hn::Lanes(d), count = static_cast<size_t>(pairs);
@@ -204,7 +215,7 @@ HWY_INLINE void MultiplySmall(const float* HWY_RESTRICT a, size_t a_stride, size
 
 // Turns the scores of keys [begin, end) into weights exp(score - maximum), those of all others into
 // zeros; returns what the earlier weighted sums are to be multiplied by.
-HWY_INLINE float Weigh(size_t begin, size_t end, float* HWY_RESTRICT scores,
+HWY_INLINE float Weigh(size_t begin, size_t end, float soft_cap, float* HWY_RESTRICT scores,
                        AttentionState* state) {
   const D d;
   const size_t lanes = hn::Lanes(d);
@@ -214,6 +225,12 @@ HWY_INLINE float Weigh(size_t begin, size_t end, float* HWY_RESTRICT scores,
   }
   const V lowest = hn::Set(d, hwy::LowestValue<float>());
   const V low = hn::Set(d, static_cast<float>(begin)), high = hn::Set(d, static_cast<float>(end));
+  if (soft_cap > 0) {
+    const V cap = hn::Set(d, soft_cap), inverse = hn::Set(d, 1.0f / soft_cap);
+    for (size_t j = 0; j < kKeys; j += lanes) {
+      hn::StoreU(Capped(hn::LoadU(d, scores + j), cap, inverse), d, scores + j);
+    }
+  }
   V top = lowest;
   for (size_t j = 0; j < kKeys; j += lanes) {
     const V index = hn::Iota(d, static_cast<float>(j));
@@ -244,15 +261,15 @@ HWY_INLINE float Weigh(size_t begin, size_t end, float* HWY_RESTRICT scores,
 // A tile of at most kKeys keys for kM rows, whose scores are in `scores`.
 template <size_t kM>
 HWY_INLINE void AddValues(const float* value, size_t base, size_t keys, size_t value_dims,
-                          const int32_t* first, const int32_t* last, float* HWY_RESTRICT scores,
-                          AttentionState* states, float* output) {
+                          const int32_t* first, const int32_t* last, float soft_cap,
+                          float* HWY_RESTRICT scores, AttentionState* states, float* output) {
   float factors[kM];
   for (size_t r = 0; r < kM; ++r) {
     const auto inside = [&](int32_t end) {
       const size_t at = static_cast<size_t>(HWY_MAX(end, 0));
       return at <= base ? 0 : HWY_MIN(at - base, keys);
     };
-    factors[r] = Weigh(inside(first[r]), inside(last[r]), scores + r * kKeys, states + r);
+    factors[r] = Weigh(inside(first[r]), inside(last[r]), soft_cap, scores + r * kKeys, states + r);
   }
   MultiplySmall<kM>(scores, kKeys, keys, value, value_dims, value_dims, factors, output,
                     value_dims);
@@ -260,8 +277,8 @@ HWY_INLINE void AddValues(const float* value, size_t base, size_t keys, size_t v
 
 void AttendTileImpl(const float* query, int64_t rows, const float* key, const float* value,
                     int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
-                    const int32_t* last, float* HWY_RESTRICT scratch, AttentionState* states,
-                    float* output) {
+                    const int32_t* last, float soft_cap, float* HWY_RESTRICT scratch,
+                    AttentionState* states, float* output) {
   static_assert(AttendScratch(1) - AttendScratch(0) == kKeys && AttendScratch(0) == kRows * kKeys);
   const size_t kd = static_cast<size_t>(key_dims), vd = static_cast<size_t>(value_dims);
   const size_t row_count = static_cast<size_t>(rows), key_count = static_cast<size_t>(keys);
@@ -281,7 +298,7 @@ void AttendTileImpl(const float* query, int64_t rows, const float* key, const fl
       } else {
         for (size_t j = 0; j < count; ++j) scores[j] = Dot(q, tile + j * kd, kd);
       }
-      AddValues<kM>(tile_values, base, count, vd, first + r, last + r, scores, states + r,
+      AddValues<kM>(tile_values, base, count, vd, first + r, last + r, soft_cap, scores, states + r,
                     output + r * vd);
       r += kM;
     };
@@ -302,6 +319,7 @@ HWY_EXPORT(RmsNormImpl);
 HWY_EXPORT(AddToImpl);
 HWY_EXPORT(SiluMultiplyImpl);
 HWY_EXPORT(GeluMultiplyImpl);
+HWY_EXPORT(SoftCapImpl);
 HWY_EXPORT(RopeImpl);
 HWY_EXPORT(AttendTileImpl);
 
@@ -315,14 +333,17 @@ void SiluMultiply(const float* gate, const float* up, int64_t n, float* out) {
 void GeluMultiply(const float* gate, const float* up, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(GeluMultiplyImpl)(gate, up, n, out);
 }
+void SoftCap(float* x, int64_t n, float cap) { HWY_DYNAMIC_DISPATCH(SoftCapImpl)(x, n, cap); }
 void Rope(float* x, const float* cosines, const float* sines, int64_t pairs, bool half_split) {
   HWY_DYNAMIC_DISPATCH(RopeImpl)(x, cosines, sines, pairs, half_split);
 }
 void AttendTile(const float* query, int64_t rows, const float* key, const float* value,
                 int64_t keys, int64_t key_dims, int64_t value_dims, const int32_t* first,
-                const int32_t* last, float* scratch, AttentionState* states, float* output) {
+                const int32_t* last, float soft_cap, float* scratch, AttentionState* states,
+                float* output) {
   HWY_DYNAMIC_DISPATCH(AttendTileImpl)
-  (query, rows, key, value, keys, key_dims, value_dims, first, last, scratch, states, output);
+  (query, rows, key, value, keys, key_dims, value_dims, first, last, soft_cap, scratch, states,
+   output);
 }
 
 }  // namespace nibble

@@ -23,10 +23,12 @@ struct SamplingOptions {
 struct GenerateOptions {
   int64_t max_tokens = 128;
   bool stop_at_end = true;  // at the model's end-of-text tokens, which are not part of the result
+  // A prompt that leaves no room in the context loses its oldest tokens, but not a BOS: room is
+  // left for max_tokens, at most half of the context. False: it is refused.
+  bool truncate_prompt = false;
   SamplingOptions sampling;
   RunnerOptions runner;
   KvCacheOptions cache;
-  int64_t prefill_tokens = 512;  // of the prompt that run at once
   // Speculative decoding (arXiv 2211.17192): the draft proposes, the model verifies several tokens
   // in one pass. Greedy only; the text is the model's own. Both models share the vocabulary.
   const Model* draft = nullptr;
@@ -37,7 +39,8 @@ struct GenerateOptions {
 
 struct Generation {
   std::vector<int32_t> tokens;
-  int64_t prompt_tokens = 0;
+  int64_t prompt_tokens = 0;  // that were run
+  int64_t left_out = 0;       // of a truncated prompt
   double prefill_seconds = 0;
   double decode_seconds = 0;  // from the first token to the last
   int64_t decode_passes = 0;  // passes of the model after the prompt's
@@ -45,7 +48,8 @@ struct Generation {
   size_t cache_bytes = 0;  // of the model's cache at the end
 };
 
-// Refuses a prompt that is empty or leaves no room in the model's context.
+// Refuses a prompt that is empty and, unless it may be truncated, one that leaves no room in the
+// model's context.
 Result<Generation> Generate(const Model& model, std::span<const int32_t> prompt,
                             const GenerateOptions& options = {});
 

@@ -39,7 +39,7 @@ struct RopeConfig {
 };
 
 struct ModelConfig {
-  std::string architecture;  // "llama", "qwen2", "qwen3", "gemma"
+  std::string architecture;  // "llama", "qwen2", "qwen3", "gemma", "gemma2"
   int64_t vocab_size = 0;
   int64_t context = 0;  // tokens it was trained for
   int64_t width = 0;
@@ -50,10 +50,19 @@ struct ModelConfig {
   int64_t value_dim = 0;
   int64_t ffn_width = 0;
   int64_t sliding_window = 0;  // 0: all earlier tokens are seen
+  int64_t window_period = 1;   // the last of so many layers sees all of them; 1: none does
   float norm_eps = 1e-5f;
   float embedding_scale = 1.0f;
+  float query_scale = 0.0f;         // of attention scores
+  float attention_soft_cap = 0.0f;  // scores become cap * tanh(score / cap); 0: they do not
+  float output_soft_cap = 0.0f;     // the same of logits
   Activation activation = Activation::kSilu;
   RopeConfig rope;
+
+  // Of one layer; 0: all earlier tokens are seen.
+  int64_t WindowOf(int64_t layer) const {
+    return window_period == 1 || layer % window_period < window_period - 1 ? sliding_window : 0;
+  }
 
   // Reads "<architecture>.*"; an error names the key that is missing or out of range.
   static Result<ModelConfig> FromMetadata(const GgufMetadata& metadata);
@@ -144,7 +153,11 @@ using LayerObserver = std::function<void(std::string_view weight, TensorView inp
 struct RunnerOptions {
   Precision precision = Precision::kInt8;
   ParallelFor parallel;
+  // Called in one thread with the inputs of all new tokens of a call at once.
   LayerObserver observer;
+  // The most tokens that run side by side, which bounds the scratch memory. More are cut into equal
+  // parts, unless an observer wants to see them together.
+  int64_t batch_tokens = 512;
 };
 
 // Computes a model's outputs. Holds the scratch memory of one computation: one runner for each

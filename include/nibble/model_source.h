@@ -43,6 +43,8 @@ class ModelSource {
 
   Container container() const;
   const GgufMetadata& metadata() const;
+  // The same for one who keeps it longer than the source, of which it keeps the rest alive too.
+  std::shared_ptr<const GgufMetadata> shared_metadata() const;
   std::span<const ModelTensor> tensors() const;
   const ModelTensor* Find(std::string_view name) const;  // nullptr where there is none
   std::span<const std::string> paths() const;            // every file that is read

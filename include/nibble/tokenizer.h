@@ -22,8 +22,9 @@ struct TokenizeOptions {
 // Immutable after creation: safe to use from many threads.
 class Tokenizer {
  public:
-  // SentencePiece BPE ("llama") and byte-level BPE ("gpt2") vocabularies.
-  static Result<Tokenizer> FromMetadata(const GgufMetadata& metadata);
+  // SentencePiece's BPE ("llama") and unigram ("t5") vocabularies and byte-level BPE ("gpt2"). The
+  // vocabulary stays in the metadata, which the tokenizer shares.
+  static Result<Tokenizer> FromMetadata(std::shared_ptr<const GgufMetadata> metadata);
 
   Result<std::vector<int32_t>> Encode(std::string_view text,
                                       const TokenizeOptions& options = {}) const;

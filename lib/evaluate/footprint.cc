@@ -130,9 +130,9 @@ Result<Footprint> ForeseeFootprint(const ModelShape& shape, const FootprintOptio
   footprint.cache = static_cast<uint64_t>((context + page - 1) / page * page * options.sequences) *
                     cache.bytes_per_token();
   // What a Runner keeps in f32 for each token that it runs, and the logits of each sequence.
-  const int64_t row = 2 * config.width + config.heads * (config.head_dim + config.value_dim) +
-                      config.kv_heads * (config.head_dim + config.value_dim) +
-                      2 * config.ffn_width + config.rope.dims;
+  const int64_t attention = (config.heads + config.kv_heads) * (config.head_dim + config.value_dim);
+  const int64_t row =
+      2 * config.width + std::max(attention, 2 * config.ffn_width) + config.rope.dims;
   footprint.scratch = sizeof(float) * static_cast<uint64_t>(options.batch_tokens * row +
                                                             options.sequences * config.vocab_size);
   return footprint;

@@ -69,8 +69,12 @@ Result<SplitInfo> ReadSplitInfo(const GgufMetadata& metadata, const std::string&
 // The metadata of the whole: the first shard's, then what only later ones have; nothing of the
 // split.
 GgufMetadata MergeMetadata(std::vector<GgufMetadata> shards) {
+  const auto of_split = [](const auto& entry) { return IsSplitKey(entry.first); };
+  if (shards.size() == 1 && std::ranges::none_of(shards[0].entries(), of_split)) {
+    return std::move(shards[0]);  // the usual file: its vocabulary is not copied
+  }
   std::vector<GgufMetadata::Entry> entries = shards[0].entries();
-  std::erase_if(entries, [](const auto& entry) { return IsSplitKey(entry.first); });
+  std::erase_if(entries, of_split);
   for (size_t i = 1; i < shards.size(); ++i) {
     const NameIndex names =
         IndexNames(entries, [](const auto& entry) { return std::string_view(entry.first); });
@@ -108,7 +112,9 @@ Result<GgufFile> GgufFile::Open(const std::string& path) {
     if (split.count == 1) {
       impl->version = opened.version;
       impl->alignment = opened.alignment;
-      impl->metadata = MergeMetadata({std::move(opened.metadata)});
+      std::vector<GgufMetadata> whole;
+      whole.push_back(std::move(opened.metadata));
+      impl->metadata = MergeMetadata(std::move(whole));
       impl->tensors = std::move(opened.tensors);
     } else {
       impl->file_bytes = 0;

@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string_view>
 
 #include "nibble/model.h"
 
@@ -51,6 +53,8 @@ class ConfigReader {
   std::string prefix_;
 };
 
+constexpr int64_t kGemma2LargeLayers = 46;
+
 Status ReadRope(const ConfigReader& reader, ModelConfig* config) {
   RopeConfig& rope = config->rope;
   NIBBLE_RETURN_IF_ERROR(reader.Count("rope.dimension_count", &rope.dims, config->head_dim));
@@ -91,9 +95,10 @@ Result<ModelConfig> ModelConfig::FromMetadata(const GgufMetadata& metadata) {
   ModelConfig config;
   NIBBLE_ASSIGN_OR_RETURN(config.architecture, metadata.GetString("general.architecture"));
   const std::string& name = config.architecture;
-  if (name != "llama" && name != "qwen2" && name != "qwen3" && name != "gemma") {
+  constexpr std::string_view kKnown[] = {"llama", "qwen2", "qwen3", "gemma", "gemma2"};
+  if (std::ranges::find(kKnown, name) == std::end(kKnown)) {
     return Unsupported("architecture '" + name +
-                       "' cannot be run: llama, qwen2, qwen3 and gemma can");
+                       "' cannot be run: llama, qwen2, qwen3, gemma and gemma2 can");
   }
   const ConfigReader reader(metadata, name);
   NIBBLE_RETURN_IF_ERROR(reader.Count("embedding_length", &config.width));
@@ -123,10 +128,26 @@ Result<ModelConfig> ModelConfig::FromMetadata(const GgufMetadata& metadata) {
     NIBBLE_ASSIGN_OR_RETURN(const uint64_t experts, metadata.GetUint(name + ".expert_count"));
     if (experts > 0) return Unsupported("mixtures of experts can be quantized, but not run");
   }
-  if (name == "gemma") {
+  float query_dims = static_cast<float>(config.head_dim);
+  if (name == "gemma" || name == "gemma2") {
     config.activation = Activation::kGelu;
     config.embedding_scale = std::sqrt(static_cast<float>(config.width));
   }
+  if (name == "gemma2") {
+    // Files that leave them out mean the published models' values.
+    if (!reader.Has("attention.sliding_window")) config.sliding_window = 4096;
+    config.window_period = 2;
+    NIBBLE_RETURN_IF_ERROR(
+        reader.Number("attn_logit_softcapping", &config.attention_soft_cap, 50.0f));
+    NIBBLE_RETURN_IF_ERROR(
+        reader.Number("final_logit_softcapping", &config.output_soft_cap, 30.0f));
+    // The 27B model, which no key tells apart, divides by the root of another size.
+    if (config.layers == kGemma2LargeLayers) {
+      query_dims = static_cast<float>(config.width) / static_cast<float>(config.heads);
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      reader.Number("attention.scale", &config.query_scale, 1.0f / std::sqrt(query_dims)));
   NIBBLE_RETURN_IF_ERROR(ReadRope(reader, &config));
   const auto* tokens = metadata.Find("tokenizer.ggml.tokens");
   if (tokens != nullptr && std::holds_alternative<std::vector<std::string>>(*tokens)) {

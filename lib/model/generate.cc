@@ -39,12 +39,8 @@ class Continuation {
   // Appends tokens and computes the logits after the last one, or after each.
   Status Advance(std::span<const int32_t> tokens, bool all, std::vector<float>* logits) {
     const int64_t vocab = model_->config().vocab_size;
-    while (!tokens.empty()) {
-      const size_t step = all ? tokens.size() : std::min(tokens.size(), chunk_);
-      const SequenceInput input{sequence_, tokens.first(step), all};
-      NIBBLE_RETURN_IF_ERROR(runner_->Forward(cache_, {&input, 1}, &hidden_));
-      tokens = tokens.subspan(step);
-    }
+    const SequenceInput input{sequence_, tokens, all};
+    NIBBLE_RETURN_IF_ERROR(runner_->Forward(cache_, {&input, 1}, &hidden_));
     const int64_t rows = static_cast<int64_t>(hidden_.size()) / model_->config().width;
     logits->resize(static_cast<size_t>(rows * vocab));
     return runner_->Logits(ViewOf(hidden_.data(), rows, model_->config().width),
@@ -60,14 +56,12 @@ class Continuation {
       : model_(&model),
         runner_(std::make_unique<Runner>(model, options.runner)),
         cache_(std::move(cache)),
-        sequence_(cache_.AddSequence()),
-        chunk_(static_cast<size_t>(std::max<int64_t>(1, options.prefill_tokens))) {}
+        sequence_(cache_.AddSequence()) {}
 
   const Model* model_;
   std::unique_ptr<Runner> runner_;
   KvCache cache_;
   int sequence_;
-  size_t chunk_;
   std::vector<float> hidden_;
 };
 
@@ -91,6 +85,14 @@ class Output {
   const Model& model_;
   const GenerateOptions& options_;
 };
+
+// The last of more than `count` tokens, begun by the BOS that they began with.
+std::vector<int32_t> NewestTokens(std::span<const int32_t> tokens, int64_t count,
+                                  const Tokenizer& tokenizer) {
+  std::vector<int32_t> newest(tokens.end() - count, tokens.end());
+  if (tokenizer.adds_bos() && tokens[0] == tokenizer.bos()) newest[0] = tokens[0];
+  return newest;
+}
 
 // Proposes up to `count` tokens greedily after `last`, which the draft has not seen.
 Status Propose(Continuation* draft, std::vector<int32_t> unseen, int64_t count,
@@ -139,6 +141,13 @@ Result<Generation> Generate(const Model& model, std::span<const int32_t> prompt,
                             const GenerateOptions& options) {
   const int64_t context = model.config().context;
   if (prompt.empty()) return InvalidArgument("the prompt has no tokens");
+  const size_t given = prompt.size();
+  std::vector<int32_t> shorter;
+  if (options.truncate_prompt && static_cast<int64_t>(given) >= context) {
+    shorter = NewestTokens(prompt, context - std::min(options.max_tokens, context / 2),
+                           model.tokenizer());
+    prompt = shorter;
+  }
   if (static_cast<int64_t>(prompt.size()) >= context) {
     return InvalidArgument("the prompt of " + std::to_string(prompt.size()) +
                            " tokens leaves no room in the model's context of " +
@@ -154,6 +163,7 @@ Result<Generation> Generate(const Model& model, std::span<const int32_t> prompt,
   }
   Generation result;
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
+  result.left_out = static_cast<int64_t>(given - prompt.size());
   if (options.max_tokens <= 0) return result;
   const size_t vocab = static_cast<size_t>(model.config().vocab_size);
   NIBBLE_ASSIGN_OR_RETURN(Continuation target, Continuation::Create(model, options));

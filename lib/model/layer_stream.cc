@@ -9,6 +9,9 @@ Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
                                                         const QuantizedTensor& embedding,
                                                         const CalibrationText& text,
                                                         const ParallelFor& parallel) {
+  if (model.config().architecture == "gemma2") {
+    return Unsupported("gemma2 cannot be quantized layer by layer: its halves end in norms");
+  }
   ModelConfig one_layer = model.config();
   one_layer.layers = 1;
   NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(one_layer));
@@ -24,9 +27,9 @@ Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
 
 TensorView LayerStream::Normed(const std::vector<float>& norm, WindowBatch batch) {
   const int64_t rows = batch.windows * context_;
-  run_.normed.resize(static_cast<size_t>(rows * width_));
+  run_.Prepare({}, rows);
   run_.NormRows(norm, Residual(batch), rows, run_.normed.data());
-  return ViewOf(std::as_const(run_.normed).data(), rows, width_);
+  return ViewOf(run_.normed.data(), rows, width_);
 }
 
 Result<TensorView> LayerStream::LastInputs(const DecoderLayer& layer, Half half,
@@ -46,11 +49,11 @@ Result<TensorView> LayerStream::LastInputs(const DecoderLayer& layer, Half half,
   std::copy_n(Residual(batch), rows * width_, run_.x.data());
   if (half == Half::kFeedForward) {
     NIBBLE_RETURN_IF_ERROR(run_.FeedForward(layer, rows));
-    return ViewOf(std::as_const(run_.gate).data(), rows, c.ffn_width);
+    return TensorView(ViewOf(run_.gate.data(), rows, c.ffn_width));
   }
   NIBBLE_RETURN_IF_ERROR(run_.Attention(cache_.impl(), layer, 0, spans, rows));
   for (const int sequence : sequences) NIBBLE_RETURN_IF_ERROR(cache_.Remove(sequence));
-  return ViewOf(std::as_const(run_.attended).data(), rows, c.heads * c.value_dim);
+  return TensorView(ViewOf(run_.attended.data(), rows, c.heads * c.value_dim));
 }
 
 Status LayerStream::Add(const Linear& last, TensorView inputs, WindowBatch batch) {

@@ -79,6 +79,12 @@ Status LoadLayer(const Loader& load, const ModelConfig& c, const std::string& pr
     NIBBLE_RETURN_IF_ERROR(
         load.Vector(prefix + "attn_k_norm.weight", c.head_dim, &layer->key_norm));
   }
+  if (c.architecture == "gemma2") {
+    NIBBLE_RETURN_IF_ERROR(
+        load.Vector(prefix + "post_attention_norm.weight", c.width, &layer->post_attention_norm));
+    NIBBLE_RETURN_IF_ERROR(
+        load.Vector(prefix + "post_ffw_norm.weight", c.width, &layer->post_ffn_norm));
+  }
   return OkStatus();
 }
 
@@ -125,7 +131,7 @@ Result<Model> Model::Load(const std::string& path) {
 
 Result<Model> Model::Load(const ModelSource& source) {
   NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromMetadata(source.metadata()));
-  NIBBLE_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::FromMetadata(source.metadata()));
+  NIBBLE_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::FromMetadata(source.shared_metadata()));
   if (config.vocab_size == 0) config.vocab_size = tokenizer.vocab_size();
   NIBBLE_ASSIGN_OR_RETURN(Weights weights, LoadWeights(source, config));
   Model model;

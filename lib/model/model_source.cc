@@ -67,15 +67,13 @@ uint32_t FileType(const TensorPlan& plan) {
   return most->first == Format::kF16 ? 1 : most->first == Format::kBF16 ? 32 : 0;
 }
 
-std::string ModelName(const std::string& folder, const JsonObject& config) {
+// From what the files say alone: the same files in another folder are the same model.
+std::string ModelName(const JsonObject& config) {
   const nlohmann::json* given = config.Find("_name_or_path");
   std::string name = given != nullptr && given->is_string() ? given->get<std::string>() : "";
   while (name.ends_with('/')) name.pop_back();
   name = name.substr(name.rfind('/') + 1);
-  if (!name.empty() && name != "." && name != "..") return name;
-  std::error_code error;
-  const fs::path whole = fs::canonical(folder, error);
-  return error ? "" : whole.filename().string();
+  return name == "." || name == ".." ? "" : name;
 }
 
 void AddGeneral(const std::string& architecture, const std::string& name, const TensorPlan& plan,
@@ -171,7 +169,7 @@ Status ModelSource::Impl::OpenFolder(const std::string& folder) {
   const std::string config_path = (fs::path(folder) / "config.json").string();
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject json,
                           JsonObject::LoadIfPresent(config_path, kMaxConfigBytes));
-  const std::string name = ModelName(folder, json);
+  const std::string name = ModelName(json);
   if (json.empty()) {
     notices.push_back(folder + ": no config.json: tensors keep their names");
     return KeepNames(folder, "unknown", name);
@@ -211,7 +209,7 @@ Result<std::shared_ptr<const ModelSource::Impl>> ModelSource::Impl::Open(const s
     NIBBLE_RETURN_IF_ERROR(impl->OpenSafetensors(path));
     impl->notices.push_back(path +
                             ": opened without its folder's config.json: tensors keep their names");
-    NIBBLE_RETURN_IF_ERROR(impl->KeepNames(path, "unknown", fs::path(path).stem().string()));
+    NIBBLE_RETURN_IF_ERROR(impl->KeepNames(path, "unknown", ""));
   } else {
     NIBBLE_RETURN_IF_ERROR(impl->OpenGguf(path));
   }
@@ -324,6 +322,9 @@ void ModelSource::Impl::Release(std::string_view name) const {
 Container ModelSource::container() const { return impl_->container; }
 
 const GgufMetadata& ModelSource::metadata() const { return impl_->Metadata(); }
+std::shared_ptr<const GgufMetadata> ModelSource::shared_metadata() const {
+  return {impl_, &impl_->Metadata()};
+}
 
 std::span<const ModelTensor> ModelSource::tensors() const { return impl_->tensors; }
 

@@ -210,6 +210,9 @@ class Rotator {
 
 Result<ModelEdits> Rotate(const ModelSource& source, const RotateOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromMetadata(source.metadata()));
+  if (config.architecture == "gemma2") {
+    return Unsupported("gemma2 cannot be rotated: norms lie between its matrices and the residual");
+  }
   return Rotator(source, std::move(config), options).Run();
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/transformer.h"
 #include "lib/model/kv_cache.h"
 #include "lib/model/weights.h"
 #include "nibble/model.h"
@@ -65,6 +66,9 @@ class RopeTable {
 struct Span {
   KvCache::Impl::Sequence* sequence;
   int64_t begin, count;  // rows of the batch
+  int64_t position = 0;  // of the first in the sequence
+  std::span<const int32_t> tokens = {};
+  int64_t outputs = 0;  // of the last so many the output is wanted
 };
 
 struct Runner::Impl {
@@ -74,8 +78,15 @@ struct Runner::Impl {
   Model model;
   RunnerOptions options;
   RopeTable rope;
-  // Activations of one batch, by row.
-  std::vector<float> x, normed, query, key, value, attended, gate, up, cosines, sines;
+  // Activations of one batch, by row. The feed-forward's lie where attention's were.
+  std::span<float> x, normed, query, key, value, attended, gate, up, cosines, sines;
+  std::vector<float> memory;  // that they are cut from
+  struct AttentionScratch {
+    std::vector<float> floats;
+    std::vector<int32_t> first, last;
+    std::vector<AttentionState> states;
+  };
+  std::vector<AttentionScratch> scratch;  // of each worker
 
   // One of the matrices that multiply the same input.
   struct Output {
@@ -95,10 +106,13 @@ struct Runner::Impl {
                    const std::vector<Span>& spans, int64_t rows);
   // From `x`: `gate`, the input of the layer's last matrix.
   Status FeedForward(const DecoderLayer& layer, int64_t rows);
-  // Room for a batch, and the angles of its positions.
+  // Room for a batch, and the angles of its positions. What was computed before is lost.
   void Prepare(const std::vector<Span>& spans, int64_t rows);
-  Status AllLayers(KvCache::Impl& cache, std::span<const SequenceInput> inputs,
-                   const std::vector<Span>& spans, int64_t rows, std::vector<float>* hidden);
+  // x += norm(input W^T), without `norm` where that is empty.
+  Status Add(const Linear& linear, const std::vector<float>& norm, const float* input,
+             int64_t rows);
+  // Runs one batch and writes its wanted outputs; `out` moves behind them.
+  Status AllLayers(KvCache::Impl& cache, const std::vector<Span>& spans, int64_t rows, float** out);
 };
 
 }  // namespace nibble

@@ -9,9 +9,11 @@
 namespace nibble {
 
 struct Tokenizer::Impl {
+  std::shared_ptr<const GgufMetadata> metadata;  // holds what the vocabulary points to
   TokenTable vocabulary;
   std::unique_ptr<TextEncoder> encoder;
-  bool sentencepiece = false;
+  bool sentencepiece = false;  // its BPE or its unigram model
+  bool unigram = false;
   bool add_space_prefix = false;
   bool add_bos = false;
   bool add_eos = false;
@@ -52,19 +54,18 @@ Result<bool> GetFlag(const GgufMetadata& metadata, std::string_view key, bool ot
 
 }  // namespace
 
-Result<Tokenizer> Tokenizer::FromMetadata(const GgufMetadata& metadata) {
+Result<Tokenizer> Tokenizer::FromMetadata(std::shared_ptr<const GgufMetadata> shared) {
   auto impl = std::make_shared<Impl>();
+  impl->metadata = std::move(shared);
+  const GgufMetadata& metadata = *impl->metadata;
   TokenTable& vocabulary = impl->vocabulary;
   NIBBLE_ASSIGN_OR_RETURN(const std::string model, metadata.GetString("tokenizer.ggml.model"));
   const auto* tokens = Get<std::vector<std::string>>(metadata, "tokenizer.ggml.tokens");
   if (tokens == nullptr || tokens->empty())
     return Corrupt("tokenizer.ggml.tokens is missing or empty");
   vocabulary.tokens = *tokens;
+  vocabulary.ids = StringIndex(vocabulary.tokens);
   const size_t count = vocabulary.tokens.size();
-  vocabulary.ids.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    vocabulary.ids.try_emplace(vocabulary.tokens[i], static_cast<int32_t>(i));
-  }
   vocabulary.types.assign(count, TokenType::kNormal);
   if (const auto* types = Get<std::vector<int32_t>>(metadata, "tokenizer.ggml.token_type")) {
     if (types->size() != count) {
@@ -78,38 +79,58 @@ Result<Tokenizer> Tokenizer::FromMetadata(const GgufMetadata& metadata) {
   NIBBLE_ASSIGN_OR_RETURN(vocabulary.unknown,
                           GetToken(metadata, "tokenizer.ggml.unknown_token_id", count));
 
-  if (model == "llama") {
+  impl->unigram = model == "t5";
+  impl->sentencepiece = model == "llama" || impl->unigram;
+  NIBBLE_ASSIGN_OR_RETURN(impl->add_space_prefix,
+                          GetFlag(metadata, "tokenizer.ggml.add_space_prefix", model == "llama"));
+  if (impl->sentencepiece) {
     const auto* scores = Get<std::vector<float>>(metadata, "tokenizer.ggml.scores");
     if (scores == nullptr || scores->size() != count) {
       return Corrupt("tokenizer.ggml.scores is missing or has not one score a token");
     }
     vocabulary.scores = *scores;
-    if (vocabulary.unknown < 0) vocabulary.unknown = 0;
-    impl->sentencepiece = true;
+    if (vocabulary.unknown < 0) {
+      vocabulary.unknown =
+          impl->unigram ? std::min<int32_t>(2, static_cast<int32_t>(count) - 1) : 0;
+    }
+  }
+  if (impl->unigram) {
+    UnigramOptions options;
+    options.add_space_prefix = impl->add_space_prefix;
+    NIBBLE_ASSIGN_OR_RETURN(options.remove_extra_whitespaces,
+                            GetFlag(metadata, "tokenizer.ggml.remove_extra_whitespaces", false));
+    // Written as bytes or as chars.
+    constexpr const char kCharsmap[] = "tokenizer.ggml.precompiled_charsmap";
+    if (const auto* bytes = Get<std::vector<uint8_t>>(metadata, kCharsmap)) {
+      options.charsmap = *bytes;
+    } else if (const auto* chars = Get<std::vector<int8_t>>(metadata, kCharsmap)) {
+      options.charsmap = {reinterpret_cast<const uint8_t*>(chars->data()), chars->size()};
+    }
+    NIBBLE_ASSIGN_OR_RETURN(impl->encoder, MakeUnigramEncoder(vocabulary, options));
+  } else if (model == "llama") {
     impl->encoder = MakeSentencePieceEncoder(vocabulary);
   } else if (model == "gpt2") {
     const auto* merges = Get<std::vector<std::string>>(metadata, "tokenizer.ggml.merges");
     if (merges == nullptr) return Corrupt("tokenizer.ggml.merges is missing");
+    vocabulary.merges = *merges;
     std::string pre = "default";
     if (metadata.Find("tokenizer.ggml.pre") != nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(pre, metadata.GetString("tokenizer.ggml.pre"));
     }
-    NIBBLE_ASSIGN_OR_RETURN(impl->encoder, MakeByteLevelEncoder(vocabulary, *merges, pre));
+    NIBBLE_ASSIGN_OR_RETURN(impl->encoder, MakeByteLevelEncoder(vocabulary, pre));
   } else {
-    return Unsupported("tokenizer.ggml.model '" + model + "': only llama and gpt2 are known");
+    return Unsupported("tokenizer.ggml.model '" + model + "': llama, t5 and gpt2 are known");
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      impl->add_space_prefix,
-      GetFlag(metadata, "tokenizer.ggml.add_space_prefix", impl->sentencepiece));
-  // Without the key llama-style vocabularies begin with BOS, byte-level ones do not, except Llama
-  // 3's.
-  bool bos_by_default = impl->sentencepiece;
+  // Without the key llama-style vocabularies begin with BOS and unigram ones end with EOS;
+  // byte-level ones do neither, except Llama 3's.
+  bool bos_by_default = impl->sentencepiece && !impl->unigram;
   if (const auto* pre = Get<std::string>(metadata, "tokenizer.ggml.pre")) {
     bos_by_default |= *pre == "llama-bpe" || *pre == "llama3" || *pre == "llama-v3";
   }
   NIBBLE_ASSIGN_OR_RETURN(impl->add_bos,
                           GetFlag(metadata, "tokenizer.ggml.add_bos_token", bos_by_default));
-  NIBBLE_ASSIGN_OR_RETURN(impl->add_eos, GetFlag(metadata, "tokenizer.ggml.add_eos_token", false));
+  NIBBLE_ASSIGN_OR_RETURN(impl->add_eos,
+                          GetFlag(metadata, "tokenizer.ggml.add_eos_token", impl->unigram));
 
   if (impl->eos >= 0) impl->ends.insert(impl->eos);
   for (const std::string_view text : kEndTexts) {
@@ -182,7 +203,8 @@ Result<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
       continue;
     }
     std::string_view piece = fragment.text;
-    if (impl.sentencepiece && impl.add_space_prefix && after_special) {
+    // The unigram encoder does so itself, after it has normalized the text.
+    if (impl.sentencepiece && !impl.unigram && impl.add_space_prefix && after_special) {
       spaced.assign(1, ' ').append(piece);
       piece = spaced;
     }

@@ -2,6 +2,7 @@
 #include <pcre2.h>
 
 #include <array>
+#include <unordered_map>
 #include <utility>
 
 #include "lib/model/pre_tokenizer.h"
@@ -48,15 +49,12 @@ struct FreeMatch {
 
 class ByteLevelEncoder : public TextEncoder {
  public:
-  ByteLevelEncoder(const TokenTable& vocabulary, const std::vector<std::string>& merges,
-                   std::vector<Expression> expressions, bool ignore_merges)
+  ByteLevelEncoder(const TokenTable& vocabulary, std::vector<Expression> expressions,
+                   bool ignore_merges)
       : vocabulary_(vocabulary),
+        ranks_(vocabulary.merges),
         expressions_(std::move(expressions)),
-        ignore_merges_(ignore_merges) {
-    ranks_.reserve(merges.size());
-    for (size_t i = 0; i < merges.size(); ++i)
-      ranks_.try_emplace(merges[i], static_cast<int32_t>(i));
-  }
+        ignore_merges_(ignore_merges) {}
 
   Status Encode(std::string_view text, std::vector<int32_t>* out) const override {
     std::vector<std::string_view> words = {text};
@@ -139,10 +137,8 @@ class ByteLevelEncoder : public TextEncoder {
     std::string key;
     const auto rank = [&](std::string_view a, std::string_view b, int32_t* priority) {
       key.assign(a).append(1, ' ').append(b);
-      const auto it = ranks_.find(key);
-      if (it == ranks_.end()) return false;
-      *priority = it->second;
-      return true;
+      *priority = ranks_.Find(key);
+      return *priority >= 0;
     };
     MergeSymbols<int32_t>(spelled, starts, rank, [&](std::string_view piece) {
       if (const int32_t id = vocabulary_.Find(piece); id >= 0) {
@@ -160,7 +156,7 @@ class ByteLevelEncoder : public TextEncoder {
   }
 
   const TokenTable& vocabulary_;
-  TokenMap ranks_;  // "left right" to its place in the list
+  StringIndex ranks_;  // "left right" to its place in the list
   std::vector<Expression> expressions_;
   bool ignore_merges_;
 };
@@ -168,7 +164,6 @@ class ByteLevelEncoder : public TextEncoder {
 }  // namespace
 
 Result<std::unique_ptr<TextEncoder>> MakeByteLevelEncoder(const TokenTable& vocabulary,
-                                                          const std::vector<std::string>& merges,
                                                           const std::string& pre) {
   const PreTokenizer* const known = FindPreTokenizer(pre);
   if (known == nullptr) return Unsupported("tokenizer.ggml.pre '" + pre + "' is not known");
@@ -185,8 +180,8 @@ Result<std::unique_ptr<TextEncoder>> MakeByteLevelEncoder(const TokenTable& voca
     pcre2_jit_compile(expression.get(), PCRE2_JIT_COMPLETE);  // without a JIT it is interpreted
     expressions.push_back(std::move(expression));
   }
-  return std::unique_ptr<TextEncoder>(std::make_unique<ByteLevelEncoder>(
-      vocabulary, merges, std::move(expressions), known->ignore_merges));
+  return std::unique_ptr<TextEncoder>(
+      std::make_unique<ByteLevelEncoder>(vocabulary, std::move(expressions), known->ignore_merges));
 }
 
 }  // namespace nibble

@@ -4,35 +4,27 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "lib/model/sentencepiece_model.h"
+#include "lib/model/string_index.h"
 #include "nibble/status.h"
 
 namespace nibble {
 
-struct StringHash {
-  using is_transparent = void;
-  size_t operator()(std::string_view s) const { return std::hash<std::string_view>{}(s); }
-};
-
-using TokenMap = std::unordered_map<std::string, int32_t, StringHash, std::equal_to<>>;
-
-// The tokens of a model, by id and by text.
+// The tokens of a model, by id and by text. Texts, scores and merges are the metadata's own.
 struct TokenTable {
-  std::vector<std::string> tokens;
-  std::vector<float> scores;     // SentencePiece; else empty
-  std::vector<TokenType> types;  // as many as tokens
-  TokenMap ids;
+  std::span<const std::string> tokens;
+  std::span<const float> scores;        // SentencePiece; else empty
+  std::span<const std::string> merges;  // byte-level BPE, "left right"; else empty
+  std::vector<TokenType> types;         // as many as tokens
+  StringIndex ids;
   int32_t unknown = -1;
 
-  int32_t Find(std::string_view token) const {
-    const auto it = ids.find(token);
-    return it == ids.end() ? -1 : it->second;
-  }
+  int32_t Find(std::string_view token) const { return ids.Find(token); }
 };
 
 // Cuts text that holds no special token.
@@ -44,14 +36,28 @@ class TextEncoder {
   virtual std::string Piece(std::string_view token) const = 0;
 };
 
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581, SentencePiece's space
+
+// A SentencePiece token with spaces for its marks.
+std::string WithPlainSpaces(std::string_view token);
+
 // SentencePiece's BPE: adjacent symbols merge in the order of the merged token's score, highest
 // first, leftmost among equals; what stays unknown falls back to bytes (arXiv 1808.06226).
 std::unique_ptr<TextEncoder> MakeSentencePieceEncoder(const TokenTable& vocabulary);
 
-// Byte-level BPE: a regular expression cuts words, adjacent symbols merge in the order of `merges`
-// ("left right"). `pre` names the expression as tokenizer.ggml.pre does.
+// SentencePiece's unigram model: the text is normalized by the compiled rules of `charsmap`, then
+// cut where the sum of the tokens' scores is largest (arXiv 1804.10959).
+struct UnigramOptions {
+  std::span<const uint8_t> charsmap;  // tokenizer.ggml.precompiled_charsmap; empty: no rules
+  bool add_space_prefix = true;
+  bool remove_extra_whitespaces = false;
+};
+Result<std::unique_ptr<TextEncoder>> MakeUnigramEncoder(const TokenTable& vocabulary,
+                                                        const UnigramOptions& options);
+
+// Byte-level BPE: a regular expression cuts words, adjacent symbols merge in the order of the
+// vocabulary's merges. `pre` names the expression as tokenizer.ggml.pre does.
 Result<std::unique_ptr<TextEncoder>> MakeByteLevelEncoder(const TokenTable& vocabulary,
-                                                          const std::vector<std::string>& merges,
                                                           const std::string& pre);
 
 // Bytes of the UTF-8 character that begins with `lead`; 1 for a byte that begins none.

@@ -5,8 +5,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581 stands for a space
-
 class SentencePieceEncoder : public TextEncoder {
  public:
   explicit SentencePieceEncoder(const TokenTable& vocabulary) : vocabulary_(vocabulary) {
@@ -22,7 +20,7 @@ class SentencePieceEncoder : public TextEncoder {
     escaped.reserve(text.size() + text.size() / 2);
     for (const char c : text) {
       if (c == ' ')
-        escaped += kSpace;
+        escaped += kSpaceMark;
       else
         escaped += c;
     }
@@ -51,18 +49,7 @@ class SentencePieceEncoder : public TextEncoder {
     return OkStatus();
   }
 
-  std::string Piece(std::string_view token) const override {
-    std::string text;
-    for (size_t i = 0; i < token.size();) {
-      if (token.substr(i, kSpace.size()) == kSpace) {
-        text += ' ';
-        i += kSpace.size();
-      } else {
-        text += token[i++];
-      }
-    }
-    return text;
-  }
+  std::string Piece(std::string_view token) const override { return WithPlainSpaces(token); }
 
  private:
   const TokenTable& vocabulary_;
@@ -70,6 +57,16 @@ class SentencePieceEncoder : public TextEncoder {
 };
 
 }  // namespace
+
+std::string WithPlainSpaces(std::string_view token) {
+  std::string text;
+  for (size_t i = 0; i < token.size();) {
+    const bool mark = token.substr(i, kSpaceMark.size()) == kSpaceMark;
+    text += mark ? ' ' : token[i];
+    i += mark ? kSpaceMark.size() : 1;
+  }
+  return text;
+}
 
 std::unique_ptr<TextEncoder> MakeSentencePieceEncoder(const TokenTable& vocabulary) {
   return std::make_unique<SentencePieceEncoder>(vocabulary);

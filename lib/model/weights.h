@@ -21,6 +21,8 @@ struct Linear {
 struct DecoderLayer {
   std::vector<float> attention_norm, ffn_norm;
   std::vector<float> query_norm, key_norm;  // over each head (qwen3); empty: none
+  // Of what attention and the feed-forward add (gemma2); empty: none.
+  std::vector<float> post_attention_norm, post_ffn_norm;
   Linear query, key, value, attention_output;
   Linear gate, up, down;
 };

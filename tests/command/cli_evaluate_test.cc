@@ -1,6 +1,9 @@
 // `nibble evaluate`, `estimate` and `advise` through the real binary: reports, verdicts, advice,
 // what they refuse.
+#include <cmath>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -123,6 +126,54 @@ TEST_F(EvaluateTest, VerdictsFollowTheLimitsAndTheGate) {
   EXPECT_EQ(with("--gate --max-perplexity-increase 50 --max-perplexity-percent 1").status, 3);
 }
 
+// A task that a model does worse at is "down" in words and negative in the tables, in every form.
+TEST_F(EvaluateTest, ChangesOfTasksHaveTheirSign) {
+  std::string items;  // those that take no text to be written: enough for two bits to change some
+  std::ifstream basics(std::string(NIBBLE_EXAMPLES) + "/tasks/basics.jsonl");
+  for (std::string line; std::getline(basics, line);) {
+    if (line.find("\"options\"") != std::string::npos) items += line + "\n";
+  }
+  WriteWholeFile(Tasks(), items);
+  const Outcome outcome = Evaluate(Path("Q8_0") + " " + Path("Q2_K") + " --tasks " + Tasks() +
+                                   " --no-speed --no-tensors --json --quiet --max-task-drop 2 "
+                                   "--html " +
+                                   (folder_ / "r.html") + " --markdown " + (folder_ / "r.md"));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json report = json::parse(outcome.out);
+  const std::string html = ReadWholeFile(folder_ / "r.html");
+  const std::string markdown = ReadWholeFile(folder_ / "r.md");
+  int down = 0, up = 0;
+  for (const json& model : report["models"]) {
+    bool passed = true;
+    for (size_t t = 0; t < model["tasks"].size(); ++t) {
+      const json &task = model["tasks"][t], &criterion = model["criteria"][t];
+      const double drop = task["drop"]["value"], accuracy = task["accuracy"]["value"];
+      EXPECT_NEAR(drop,
+                  report["reference"]["tasks"][t]["accuracy"]["value"].get<double>() - accuracy,
+                  1e-12);
+      EXPECT_EQ(criterion["value"], task["drop"]);
+      EXPECT_EQ(criterion["passed"], drop <= 0.02);
+      passed = passed && drop <= 0.02;
+      down += drop > 0;
+      up += drop < 0;
+      char cell[64], words[128];
+      std::snprintf(cell, sizeof(cell), "%.1f (%+.1f", 100 * accuracy, drop == 0 ? 0 : -100 * drop);
+      std::snprintf(words, sizeof(words), "%s %s %.1f", task["name"].get<std::string>().c_str(),
+                    drop < 0 ? "up" : "down", std::abs(100 * drop));
+      EXPECT_NE(html.find(cell), std::string::npos) << cell;
+      EXPECT_NE(markdown.find(cell), std::string::npos) << cell;
+      EXPECT_TRUE(criterion["words"].get<std::string>().starts_with(words)) << criterion["words"];
+      if (drop > 0.02) {
+        EXPECT_NE(markdown.find(words), std::string::npos) << words;
+        EXPECT_NE(html.find(words), std::string::npos) << words;
+      }
+    }
+    EXPECT_EQ(model["verdict"], passed ? "PASS" : "REVIEW");
+  }
+  EXPECT_GT(down, 0);
+  EXPECT_GT(up, 0);
+}
+
 TEST_F(EvaluateTest, RefusesInOneLine) {
   const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
     const Outcome outcome = Evaluate(arguments);
@@ -134,6 +185,12 @@ TEST_F(EvaluateTest, RefusesInOneLine) {
   expect("", 2, "models");
   expect(q8 + " --text " + (folder_ / "none.txt"), 1, "none.txt");
   expect((folder_ / "none.gguf") + tasks, 1, "none.gguf");
+  WriteWholeFile(folder_ / "text.gguf", "no model at all");
+  expect(q8 + " " + (folder_ / "text.gguf") + tasks, 1, "text.gguf");
+  WriteSyntheticModel(folder_ / "other.gguf", SmallLlama());
+  expect((folder_ / "other.gguf") + tasks, 1, "other.gguf");
+  expect(q8 + tasks + " --max-task-drop -1", 2, "max-task-drop");
+  expect(q8 + tasks + " --max-perplexity-increase x", 2, "max-perplexity-increase");
   expect(q8 + tasks + " --html " + (folder_ / "none/r.html"), 1, "none");
   expect(q8 + tasks + tasks, 1, "task \"a\" is in an earlier file too");
   expect(q8 + tasks + " --prompt-tokens 300", 1, "context of 256");

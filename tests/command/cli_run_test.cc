@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "nibble/gguf.h"
 #include "nlohmann/json.hpp"
 #include "tests/cli_fixture.h"
 
@@ -77,6 +78,74 @@ TEST_F(CliTest, RunningRefusesMisuse) {
   const Outcome odd = Nibble("generate " + (folder_ / "odd.gguf") + " -p x");
   EXPECT_EQ(odd.status, 1);
   ExpectOneLine(odd, "odd.gguf");
+}
+
+TEST_F(CliTest, ALongPromptIsTruncatedIfAsked) {
+  const Outcome outcome =
+      Nibble("generate " + kReferenceModel + " -n 4 --truncate-prompt --json -f " +
+             kReferenceModel + "/evaluation.txt");
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json document = json::parse(outcome.out);
+  EXPECT_EQ(document["prompt_ids"].size() - document["prompt_left_out"].get<size_t>(), 252u);
+  EXPECT_NE(outcome.err.find("tokens were left out"), std::string::npos);
+}
+
+// Every command that runs a model names the file and what is wrong with it, and exits with 1.
+TEST_F(CliTest, DamagedModelsAreNamed) {
+  const std::string good = folder_ / "good.gguf", bad = folder_ / "bad.gguf";
+  ASSERT_EQ(Nibble("quantize " + kReferenceModel + " --type Q4_0 -o " + good + " --quiet").status,
+            0);
+  const Result<GgufFile> file = GgufFile::Open(good);
+  ASSERT_TRUE(file.ok());
+  // Writes the model without what `drop` names, and with `key` changed if there is a value.
+  const auto write = [&](const std::string& drop, const GgufValue* value = nullptr) {
+    GgufMetadata metadata = file->metadata();
+    if (value != nullptr)
+      metadata.Set(drop, *value);
+    else
+      metadata.Erase(drop);
+    std::vector<GgufTensorInfo> infos;
+    for (const GgufTensor& tensor : file->tensors()) {
+      if (tensor.name != drop) infos.push_back(tensor);
+    }
+    Result<GgufWriter> writer = GgufWriter::Create(bad, metadata, infos);
+    ASSERT_TRUE(writer.ok()) << writer.status().message();
+    for (const GgufTensorInfo& info : infos) {
+      ASSERT_TRUE(writer->Append(file->Find(info.name)->data).ok());
+    }
+    ASSERT_TRUE(writer->Finish().ok());
+  };
+  const auto expect = [&](const std::string& part) {
+    const std::string evaluation = " --text " + kReferenceModel + "/evaluation.txt";
+    for (const std::string& command :
+         {"generate " + bad + " -p x", "perplexity " + bad + evaluation + " --context 64",
+          "bench model " + bad, "evaluate " + kReferenceModel + " " + bad + evaluation}) {
+      const Outcome outcome = Nibble(command);
+      EXPECT_EQ(outcome.status, 1) << command;
+      ExpectOneLine(outcome, part);
+      EXPECT_NE(outcome.err.find("bad.gguf"), std::string::npos) << outcome.err;
+    }
+  };
+  write("blk.3.ffn_up.weight");
+  expect("tensor blk.3.ffn_up.weight is missing");
+  write("llama.attention.head_count");
+  expect("llama.attention.head_count is missing");
+  write("tokenizer.ggml.scores");
+  expect("tokenizer.ggml.scores is missing");
+  const GgufValue layers = uint32_t{9}, heads = uint32_t{5}, other = std::string("mamba");
+  write("llama.block_count", &layers);
+  expect("tensor blk.8.attn_norm.weight is missing");
+  write("llama.attention.head_count", &heads);
+  expect("5 heads cannot share 4");
+  write("general.architecture", &other);
+  expect("architecture 'mamba' cannot be run");
+  const std::string bytes = ReadWholeFile(good);
+  WriteWholeFile(bad, bytes.substr(0, bytes.size() / 2));
+  expect("bad.gguf");
+  WriteWholeFile(bad, bytes.substr(0, 100));
+  expect("bad.gguf");
+  WriteWholeFile(bad, "");
+  expect("bad.gguf");
 }
 
 // In a mount namespace of its own, so that nothing stays behind; needs root.

@@ -83,6 +83,22 @@ blk.0.ffn_up.weight f16 16x24
 blk.0.ffn_down.weight f16 24x16
 )";
 
+// What differs from that with an output that is the embedding: these more, in each layer.
+std::set<std::string> TiedDense(const std::string& more) {
+  std::set<std::string> lines = Lines(kDense + more);
+  lines.erase("output.weight f16 16x12");
+  return lines;
+}
+
+// Adds tensors to both layers, by their names behind "model.layers.#.".
+void AddToLayers(HfFolder& folder,
+                 std::initializer_list<std::pair<const char*, std::vector<int64_t>>> tensors,
+                 const std::string& dtype = "F16") {
+  for (const char* layer : {"model.layers.0.", "model.layers.1."}) {
+    for (const auto& [name, shape] : tensors) folder.Add(std::string(layer) + name, shape, dtype);
+  }
+}
+
 std::vector<float> ReadFloats(const ModelSource& source, const std::string& name) {
   const ModelTensor* tensor = source.Find(name);
   EXPECT_NE(tensor, nullptr) << name;
@@ -111,11 +127,17 @@ std::vector<float> Stored(const std::string& name, size_t size) {
   return values;
 }
 
+// MakeTinyModel's folder, which a test then changes.
+struct TinyModel : HfFolder {
+  TinyModel(const std::string& class_name, const std::string& type) {
+    MakeTinyModel(*this, class_name, type);
+  }
+};
+
 TEST(HfArchitecture, LlamaAndMistral) {
   for (const auto& [name, type] :
        {std::pair{"LlamaForCausalLM", "llama"}, std::pair{"MistralForCausalLM", "mistral"}}) {
-    HfFolder folder;
-    MakeTinyModel(folder, name, type);
+    TinyModel folder(name, type);
     const ModelSource source = Open(folder);
     EXPECT_EQ(Describe(source), Lines(kDense));
     EXPECT_EQ(*source.metadata().GetString("general.architecture"), "llama");
@@ -128,8 +150,7 @@ TEST(HfArchitecture, LlamaAndMistral) {
 
 TEST(HfArchitecture, KeepsTheTypeOfMatrices) {
   for (const char* dtype : {"F32", "BF16"}) {
-    HfFolder folder;
-    MakeTinyModel(folder, "LlamaForCausalLM", "llama");
+    TinyModel folder("LlamaForCausalLM", "llama");
     folder.Add("model.layers.0.self_attn.q_proj.weight", {16, 16}, dtype);
     folder.Add("model.layers.0.input_layernorm.weight", {16}, dtype);
     const ModelSource source = Open(folder);
@@ -144,8 +165,7 @@ TEST(HfArchitecture, KeepsTheTypeOfMatrices) {
 // Rotary embeddings turn pairs (i, i + 2) of a head of 4 in the file's order and pairs (2i, 2i + 1)
 // in GGUF's. Whatever the order, attention scores are the same: computed here both ways.
 TEST(HfArchitecture, InterleavedHeadsGiveTheSameScores) {
-  HfFolder folder;
-  MakeTinyModel(folder, "LlamaForCausalLM", "llama");
+  TinyModel folder("LlamaForCausalLM", "llama");
   const ModelSource source = Open(folder);
   const std::string attention = "model.layers.0.self_attn.";
   const std::vector<float> q = Stored(attention + "q_proj.weight", 256);
@@ -189,15 +209,11 @@ TEST(HfArchitecture, InterleavedHeadsGiveTheSameScores) {
 }
 
 TEST(HfArchitecture, LlamaTakesBiasesWhereTheFileHasThem) {
-  HfFolder folder;
-  MakeTinyModel(folder, "LlamaForCausalLM", "llama");
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string p = "model.layers." + std::to_string(layer) + ".";
-    folder.Add(p + "self_attn.q_proj.bias", {16});
-    folder.Add(p + "self_attn.k_proj.bias", {8});
-    folder.Add(p + "self_attn.v_proj.bias", {8});
-    folder.Add(p + "self_attn.o_proj.bias", {16});
-  }
+  TinyModel folder("LlamaForCausalLM", "llama");
+  AddToLayers(folder, {{"self_attn.q_proj.bias", {16}},
+                       {"self_attn.k_proj.bias", {8}},
+                       {"self_attn.v_proj.bias", {8}},
+                       {"self_attn.o_proj.bias", {16}}});
   const ModelSource source = Open(folder);
   EXPECT_EQ(Describe(source), Lines(std::string(kDense) +
                                     "blk.0.attn_q.bias f32 16\nblk.0.attn_k.bias f32 8\n"
@@ -209,14 +225,12 @@ TEST(HfArchitecture, LlamaTakesBiasesWhereTheFileHasThem) {
 }
 
 TEST(HfArchitecture, Qwen2HasBiasesAndKeepsItsHeads) {
-  HfFolder folder;
-  MakeTinyModel(folder, "Qwen2ForCausalLM", "qwen2");
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string p = "model.layers." + std::to_string(layer) + ".self_attn.";
-    folder.Add(p + "q_proj.bias", {16}, "BF16");
-    folder.Add(p + "k_proj.bias", {8}, "BF16");
-    folder.Add(p + "v_proj.bias", {8}, "BF16");
-  }
+  TinyModel folder("Qwen2ForCausalLM", "qwen2");
+  AddToLayers(folder,
+              {{"self_attn.q_proj.bias", {16}},
+               {"self_attn.k_proj.bias", {8}},
+               {"self_attn.v_proj.bias", {8}}},
+              "BF16");
   const ModelSource source = Open(folder);
   EXPECT_EQ(Describe(source),
             Lines(std::string(kDense) + "blk.0.attn_q.bias f32 16\nblk.0.attn_k.bias f32 8\n"
@@ -232,36 +246,26 @@ TEST(HfArchitecture, Qwen2HasBiasesAndKeepsItsHeads) {
 }
 
 TEST(HfArchitecture, Qwen3HasNormsOfHeads) {
-  HfFolder folder;
-  MakeTinyModel(folder, "Qwen3ForCausalLM", "qwen3");
+  TinyModel folder("Qwen3ForCausalLM", "qwen3");
   folder.config["head_dim"] = 8;
   folder.config["num_attention_heads"] = 2;
   folder.config["num_key_value_heads"] = 1;
   folder.config["tie_word_embeddings"] = true;
   folder.tensors.erase("lm_head.weight");
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string p = "model.layers." + std::to_string(layer) + ".self_attn.";
-    folder.Add(p + "q_norm.weight", {8});
-    folder.Add(p + "k_norm.weight", {8});
-  }
+  AddToLayers(folder, {{"self_attn.q_norm.weight", {8}}, {"self_attn.k_norm.weight", {8}}});
   const ModelSource source = Open(folder);
-  std::set<std::string> expected = Lines(kDense);
-  expected.erase("output.weight f16 16x12");
-  expected.insert({"blk.0.attn_q_norm.weight f32 8", "blk.0.attn_k_norm.weight f32 8"});
-  EXPECT_EQ(Describe(source), expected);
+  EXPECT_EQ(Describe(source),
+            TiedDense("blk.0.attn_q_norm.weight f32 8\nblk.0.attn_k_norm.weight f32 8\n"));
   EXPECT_EQ(*source.metadata().GetUint("qwen3.attention.key_length"), 8u);
 }
 
 TEST(HfArchitecture, GemmaNormsGainOne) {
-  HfFolder folder;
-  MakeTinyModel(folder, "GemmaForCausalLM", "gemma");
+  TinyModel folder("GemmaForCausalLM", "gemma");
   folder.config["head_dim"] = 4;
   folder.config["hidden_act"] = "gelu_pytorch_tanh";
   folder.tensors.erase("lm_head.weight");
   const ModelSource source = Open(folder);
-  std::set<std::string> expected = Lines(kDense);
-  expected.erase("output.weight f16 16x12");
-  EXPECT_EQ(Describe(source), expected);
+  EXPECT_EQ(Describe(source), TiedDense(""));
   std::vector<float> norm = Stored("model.layers.1.input_layernorm.weight", 16);
   for (float& weight : norm) weight += 1;
   EXPECT_EQ(ReadFloats(source, "blk.1.attn_norm.weight"), norm);
@@ -270,24 +274,18 @@ TEST(HfArchitecture, GemmaNormsGainOne) {
 }
 
 TEST(HfArchitecture, Gemma2HasNormsOnBothSides) {
-  HfFolder folder;
-  MakeTinyModel(folder, "Gemma2ForCausalLM", "gemma2");
+  TinyModel folder("Gemma2ForCausalLM", "gemma2");
   folder.config.update({{"head_dim", 4},
                         {"hidden_activation", "gelu_pytorch_tanh"},
                         {"attn_logit_softcapping", 50.0},
                         {"final_logit_softcapping", 30.0},
                         {"sliding_window", 32}});
   folder.tensors.erase("lm_head.weight");
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string p = "model.layers." + std::to_string(layer) + ".";
-    folder.Add(p + "pre_feedforward_layernorm.weight", {16});
-    folder.Add(p + "post_feedforward_layernorm.weight", {16});
-  }
+  AddToLayers(folder, {{"pre_feedforward_layernorm.weight", {16}},
+                       {"post_feedforward_layernorm.weight", {16}}});
   const ModelSource source = Open(folder);
-  std::set<std::string> expected = Lines(kDense);
-  expected.erase("output.weight f16 16x12");
-  expected.insert({"blk.0.post_attention_norm.weight f32 16", "blk.0.post_ffw_norm.weight f32 16"});
-  EXPECT_EQ(Describe(source), expected);
+  EXPECT_EQ(Describe(source), TiedDense("blk.0.post_attention_norm.weight f32 16\n"
+                                        "blk.0.post_ffw_norm.weight f32 16\n"));
   EXPECT_EQ(source.Find("blk.0.ffn_norm.weight")->source_name,
             "model.layers.0.pre_feedforward_layernorm.weight");
   EXPECT_EQ(*source.metadata().GetFloat("gemma2.attn_logit_softcapping"), 50.0);
@@ -295,18 +293,12 @@ TEST(HfArchitecture, Gemma2HasNormsOnBothSides) {
 }
 
 TEST(HfArchitecture, Phi3StacksItsMatrices) {
-  HfFolder folder;
-  MakeTinyModel(folder, "Phi3ForCausalLM", "phi3");
-  RemoveTensors(folder, "q_proj");
-  RemoveTensors(folder, "k_proj");
-  RemoveTensors(folder, "v_proj");
-  RemoveTensors(folder, "gate_proj");
-  RemoveTensors(folder, "up_proj");
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string p = "model.layers." + std::to_string(layer) + ".";
-    folder.Add(p + "self_attn.qkv_proj.weight", {32, 16});
-    folder.Add(p + "mlp.gate_up_proj.weight", {48, 16});
+  TinyModel folder("Phi3ForCausalLM", "phi3");
+  for (const char* part : {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}) {
+    RemoveTensors(folder, part);
   }
+  AddToLayers(folder,
+              {{"self_attn.qkv_proj.weight", {32, 16}}, {"mlp.gate_up_proj.weight", {48, 16}}});
   EXPECT_EQ(Describe(Open(folder)), Lines(R"(token_embd.weight f16 16x12
 output_norm.weight f32 16
 output.weight f16 16x12
@@ -373,8 +365,7 @@ blk.0.ffn_down_exps.weight f16 24x16x3
 
 // Frequencies of short wavelength stay, those of long ones are divided, those between blended.
 TEST(HfArchitecture, Llama3ScalesRotaryFrequencies) {
-  HfFolder folder;
-  MakeTinyModel(folder, "LlamaForCausalLM", "llama");
+  TinyModel folder("LlamaForCausalLM", "llama");
   folder.config["rope_scaling"] = {{"rope_type", "llama3"},
                                    {"factor", 8.0},
                                    {"low_freq_factor", 1.0},
@@ -393,8 +384,7 @@ TEST(HfArchitecture, Llama3ScalesRotaryFrequencies) {
 }
 
 TEST(HfArchitecture, SkipsBuffersAndATiedOutput) {
-  HfFolder folder;
-  MakeTinyModel(folder, "LlamaForCausalLM", "llama");
+  TinyModel folder("LlamaForCausalLM", "llama");
   folder.config["tie_word_embeddings"] = true;
   folder.Add("model.layers.0.self_attn.rotary_emb.inv_freq", {2}, "F32");
   const ModelSource source = Open(folder);
@@ -404,8 +394,7 @@ TEST(HfArchitecture, SkipsBuffersAndATiedOutput) {
 }
 
 TEST(HfArchitecture, NamesTheTensorThatDoesNotFit) {
-  HfFolder folder;
-  MakeTinyModel(folder, "LlamaForCausalLM", "llama");
+  TinyModel folder("LlamaForCausalLM", "llama");
   folder.Add("model.layers.1.mlp.up_proj.weight", {16, 24});
   ExpectContains(Error(folder), {folder.path().c_str(), "model.layers.1.mlp.up_proj.weight",
                                  "[16, 24]", "[24, 16]"});

@@ -119,6 +119,94 @@ TEST(Model, SequencesOfABatchDoNotSeeEachOther) {
             1e-3);
 }
 
+// The same tokens cut into batches: what is wanted of each sequence comes in the same order.
+TEST(Runner, BatchesBoundTheScratchAndChangeNothing) {
+  Result<KvCache> cache = KvCache::Create(ReferenceModel().config());
+  ASSERT_TRUE(cache.ok());
+  const std::vector<int32_t> a = SomeTokens(37), b = SomeTokens(12), c = SomeTokens(5);
+  const auto run = [&](int64_t batch_tokens) {
+    RunnerOptions options = Exact();
+    options.batch_tokens = batch_tokens;
+    Runner runner(ReferenceModel(), options);
+    const SequenceInput inputs[] = {{cache->AddSequence(), a, false},
+                                    {cache->AddSequence(), b, true},
+                                    {cache->AddSequence(), c, false}};
+    std::vector<float> hidden;
+    EXPECT_TRUE(runner.Forward(*cache, inputs, &hidden).ok());
+    EXPECT_EQ(cache->Length(inputs[0].sequence), 37);
+    for (const SequenceInput& input : inputs) EXPECT_TRUE(cache->Remove(input.sequence).ok());
+    return hidden;
+  };
+  const std::vector<float> whole = run(512);
+  ASSERT_EQ(whole.size(), (1u + 12u + 1u) * 256u);
+  for (const int64_t batch_tokens : {1, 10, 27, 53}) {
+    EXPECT_LT(LargestDifference(run(batch_tokens), whole), 2e-3) << batch_tokens;
+  }
+}
+
+// A tree of sequences in one pool: each goes on as if it had its prefix for itself.
+TEST(KvCache, ManySequencesShareAPrefix) {
+  const Model& model = ReferenceModel();
+  for (const CacheType type :
+       {CacheType::kF16, CacheType::kQ8_0, CacheType::kQ4_0, CacheType::kInt8}) {
+    KvCacheOptions options;
+    options.keys = options.values = type;
+    options.page_tokens = 16;
+    Result<KvCache> cache = KvCache::Create(model.config(), options);
+    ASSERT_TRUE(cache.ok());
+    Runner runner(model, Exact());
+    const auto run = [&](std::span<const SequenceInput> inputs) {
+      std::vector<float> hidden;
+      EXPECT_TRUE(runner.Forward(*cache, inputs, &hidden).ok());
+      return hidden;
+    };
+    const std::vector<int32_t> trunk = SomeTokens(40), branch = {700, 701, 702, 703, 704};
+    const int root = cache->AddSequence();
+    const SequenceInput first{root, trunk, false};
+    run({&first, 1});
+    const size_t page = 16 * cache->bytes_per_token();
+    EXPECT_EQ(cache->used_bytes(), 3 * page);
+    // Five children, each with two tokens of its own; two grandchildren of the second.
+    std::vector<int> children;
+    std::vector<std::vector<int32_t>> own;
+    std::vector<SequenceInput> inputs;
+    for (int32_t i = 0; i < 5; ++i) {
+      children.push_back(*cache->Fork(root));
+      own.push_back({800 + i, 900 + i});
+    }
+    for (size_t i = 0; i < 5; ++i) inputs.push_back({children[i], own[i], false});
+    run(inputs);
+    EXPECT_EQ(cache->used_bytes(), (3 + 5) * page);  // the last page of each is its own now
+    const int grandchildren[] = {*cache->Fork(children[1]), *cache->Fork(children[1])};
+    ASSERT_TRUE(cache->Remove(children[1]).ok());
+    ASSERT_TRUE(cache->Remove(root).ok());
+    const SequenceInput last[] = {{grandchildren[0], branch, false},
+                                  {children[4], branch, false},
+                                  {grandchildren[1], branch, false}};
+    const std::vector<float> together = run(last);
+    const auto row = [&](size_t i) {
+      return std::vector<float>(together.begin() + static_cast<std::ptrdiff_t>(i * 256),
+                                together.begin() + static_cast<std::ptrdiff_t>((i + 1) * 256));
+    };
+    EXPECT_EQ(LargestDifference(row(0), row(2)), 0);
+    for (const size_t child : {size_t{1}, size_t{4}}) {
+      const int alone = cache->AddSequence();
+      std::vector<float> hidden;
+      for (const std::vector<int32_t>& part : {trunk, own[child], branch}) {
+        const SequenceInput input{alone, part, false};
+        hidden = run({&input, 1});
+      }
+      EXPECT_LT(LargestDifference(row(child == 1 ? 0 : 1), hidden), 2e-3);
+      ASSERT_TRUE(cache->Remove(alone).ok());
+    }
+    for (const int sequence :
+         {children[0], children[2], children[3], children[4], grandchildren[0], grandchildren[1]}) {
+      ASSERT_TRUE(cache->Remove(sequence).ok());
+    }
+    EXPECT_EQ(cache->used_bytes(), 0u);
+  }
+}
+
 TEST(KvCache, ForksSharePagesUntilTheyWrite) {
   Result<KvCache> cache = KvCache::Create(ReferenceModel().config());
   ASSERT_TRUE(cache.ok());
@@ -245,6 +333,64 @@ TEST(Generate, ADraftDoesNotChangeTheText) {
   EXPECT_EQ(plain->tokens, drafted->tokens);
   EXPECT_GT(drafted->accepted, 25);
   EXPECT_LT(drafted->decode_passes, plain->decode_passes / 2);
+}
+
+// Whatever the cache rounds keys and values to, and whether the draft is right or not.
+TEST(Generate, DraftsKeepTheTextWithEveryCacheType) {
+  const Model& model = ReferenceModel();
+  // A draft that often errs: the same model without the outputs of its last feed-forward.
+  Result<QuantizedTensor> nothing =
+      QuantizedTensor::Allocate(Format::kF16, model.config().width, model.config().ffn_width);
+  ASSERT_TRUE(nothing.ok());
+  const auto draft = model.With({{"blk.7.ffn_down.weight", *std::move(nothing)}});
+  ASSERT_TRUE(draft.ok()) << draft.status().message();
+  const auto ids = model.tokenizer().Encode("The option --verbose makes the program");
+  ASSERT_TRUE(ids.ok());
+  const CacheType types[] = {CacheType::kF16, CacheType::kQ8_0, CacheType::kQ4_0, CacheType::kInt8};
+  for (const CacheType keys : types) {
+    for (const CacheType values : types) {
+      GenerateOptions options;
+      options.max_tokens = 32;
+      options.stop_at_end = false;
+      options.runner = Exact();
+      options.cache.keys = keys;
+      options.cache.values = values;
+      const auto plain = Generate(model, *ids, options);
+      options.draft = &*draft;
+      const auto drafted = Generate(model, *ids, options);
+      ASSERT_TRUE(plain.ok() && drafted.ok());
+      EXPECT_EQ(plain->tokens, drafted->tokens);
+      EXPECT_GT(drafted->accepted, 0);
+      EXPECT_LT(drafted->accepted, drafted->drafted);
+    }
+  }
+}
+
+TEST(Generate, TruncatesALongPromptIfAsked) {
+  std::vector<int32_t> prompt = SomeTokens(400);
+  prompt[0] = ReferenceModel().tokenizer().bos();
+  GenerateOptions options;
+  options.max_tokens = 8;
+  options.stop_at_end = false;
+  EXPECT_FALSE(Generate(ReferenceModel(), prompt, options).ok());
+  options.truncate_prompt = true;
+  const auto result = Generate(ReferenceModel(), prompt, options);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_EQ(result->prompt_tokens, 248);
+  EXPECT_EQ(result->left_out, 152);
+  EXPECT_EQ(result->tokens.size(), 8u);
+  std::vector<int32_t> kept(prompt.end() - 248, prompt.end());
+  kept[0] = prompt[0];
+  options.truncate_prompt = false;
+  const auto same = Generate(ReferenceModel(), kept, options);
+  ASSERT_TRUE(same.ok());
+  EXPECT_EQ(result->tokens, same->tokens);
+  EXPECT_EQ(same->left_out, 0);
+  options.max_tokens = 1000;  // more than fits: half of the context is left for the text
+  options.truncate_prompt = true;
+  const auto half = Generate(ReferenceModel(), prompt, options);
+  ASSERT_TRUE(half.ok());
+  EXPECT_EQ(half->prompt_tokens, 128);
 }
 
 TEST(Generate, RefusesPromptsThatDoNotFit) {

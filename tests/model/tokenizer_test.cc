@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,15 @@ const Tokenizer& ReferenceTokenizer() {
   static const Tokenizer* tokenizer = [] {
     const auto source = ModelSource::Open(std::string(NIBBLE_EXAMPLES) + "/reference-model");
     if (!source.ok()) std::abort();
-    auto made = Tokenizer::FromMetadata(source->metadata());
+    auto made = Tokenizer::FromMetadata(source->shared_metadata());
     if (!made.ok()) std::abort();
     return new Tokenizer(*std::move(made));
   }();
   return *tokenizer;
+}
+
+Result<Tokenizer> Make(GgufMetadata metadata) {
+  return Tokenizer::FromMetadata(std::make_shared<GgufMetadata>(std::move(metadata)));
 }
 
 Ids Encode(const Tokenizer& tokenizer, std::string_view text, bool special = false) {
@@ -94,7 +99,7 @@ TEST(SentencePiece, ControlTokensAreTextUnlessAsked) {
 }
 
 TEST(ByteLevel, MergesByRankLeftmostFirst) {
-  const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata("gpt-2"));
+  const auto tokenizer = Make(ByteLevelMetadata("gpt-2"));
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
   EXPECT_EQ(Encode(*tokenizer, "abc"), (Ids{258}));  // a b, then ab c
   EXPECT_EQ(Encode(*tokenizer, "bc"), (Ids{257}));
@@ -111,18 +116,18 @@ TEST(ByteLevel, MergesByRankLeftmostFirst) {
 }
 
 TEST(ByteLevel, WordsAreCutAsThePreTokenizerSays) {
-  const auto gpt2 = Tokenizer::FromMetadata(ByteLevelMetadata("gpt-2"));
-  const auto digits = Tokenizer::FromMetadata(ByteLevelMetadata("smollm"));
+  const auto gpt2 = Make(ByteLevelMetadata("gpt-2"));
+  const auto digits = Make(ByteLevelMetadata("smollm"));
   ASSERT_TRUE(gpt2.ok() && digits.ok());
   EXPECT_EQ(Encode(*gpt2, "123"), (Ids{261}));
   EXPECT_EQ(Encode(*digits, "123").size(), 3u);  // each digit is a word
   for (const char* one_by_one : {"tekken", "qwen2", "starcoder", "refact", "command-r"}) {
-    const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata(one_by_one));
+    const auto tokenizer = Make(ByteLevelMetadata(one_by_one));
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
     EXPECT_EQ(Encode(*tokenizer, "123").size(), 3u) << one_by_one;
   }
   for (const char* by_three : {"llama-bpe", "smaug-bpe", "gpt-4o", "llama3", "default"}) {
-    const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata(by_three));
+    const auto tokenizer = Make(ByteLevelMetadata(by_three));
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
     EXPECT_EQ(Encode(*tokenizer, "123123"), (Ids{261, 261})) << by_three;
   }
@@ -131,7 +136,7 @@ TEST(ByteLevel, WordsAreCutAsThePreTokenizerSays) {
 }
 
 TEST(ByteLevel, SpecialTokensAreCutOutFirst) {
-  const auto tokenizer = Tokenizer::FromMetadata(ByteLevelMetadata("gpt-2"));
+  const auto tokenizer = Make(ByteLevelMetadata("gpt-2"));
   ASSERT_TRUE(tokenizer.ok());
   EXPECT_EQ(Encode(*tokenizer, "abc<|end|>abc", true), (Ids{258, 262, 258}));
   EXPECT_GT(Encode(*tokenizer, "abc<|end|>abc").size(), 3u);
@@ -140,9 +145,98 @@ TEST(ByteLevel, SpecialTokensAreCutOutFirst) {
   EXPECT_EQ(tokenizer->Decode({258, 262, 263}), "abc[plain]");
 }
 
+// A unigram vocabulary: <unk>, and tokens whose scores say which way of cutting is best.
+GgufMetadata UnigramMetadata() {
+  const std::vector<std::pair<std::string, float>> pieces = {{"<unk>", 0},
+                                                             {"</s>", 0},
+                                                             {"\xE2\x96\x81", -3},
+                                                             {"a", -2},
+                                                             {"b", -2},
+                                                             {"c", -4},
+                                                             {"ab", -3},
+                                                             {"bc", -3.5},
+                                                             {"abc", -9},
+                                                             {"\xE2\x96\x81"
+                                                              "a",
+                                                              -2.5f},
+                                                             {"[x]", 0}};
+  std::vector<std::string> tokens;
+  std::vector<float> scores;
+  std::vector<int32_t> types(pieces.size(), 1);
+  for (const auto& [text, score] : pieces) {
+    tokens.push_back(text);
+    scores.push_back(score);
+  }
+  types[0] = 2;
+  types[1] = 3;
+  types[10] = 4;
+  GgufMetadata metadata;
+  metadata.Set("tokenizer.ggml.model", std::string("t5"));
+  metadata.Set("tokenizer.ggml.tokens", tokens);
+  metadata.Set("tokenizer.ggml.scores", scores);
+  metadata.Set("tokenizer.ggml.token_type", types);
+  metadata.Set("tokenizer.ggml.unknown_token_id", uint32_t{0});
+  metadata.Set("tokenizer.ggml.eos_token_id", uint32_t{1});
+  return metadata;
+}
+
+TEST(Unigram, CutsWhereTheScoresAddUpToMost) {
+  const auto tokenizer = Make(UnigramMetadata());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_EQ(Encode(*tokenizer, "abc"), (Ids{3, 7}));  // -5.5; ab c -7, a b c -8, abc -9
+  EXPECT_EQ(Encode(*tokenizer, "ab"), (Ids{6}));
+  EXPECT_EQ(Encode(*tokenizer, "b a"), (Ids{4, 9}));      // the space goes with the a
+  EXPECT_EQ(Encode(*tokenizer, "azzb"), (Ids{3, 0, 4}));  // unknown ones side by side are one
+  EXPECT_EQ(Encode(*tokenizer, "a[x]b"), (Ids{3, 10, 4}));
+  EXPECT_EQ(Encode(*tokenizer, ""), Ids{});
+  EXPECT_EQ(tokenizer->Decode({9, 4}), " ab");
+  const auto with_end = tokenizer->Encode("a");
+  ASSERT_TRUE(with_end.ok());
+  EXPECT_EQ(*with_end, (Ids{3, 1}));
+}
+
+TEST(Unigram, NormalizesByTheCompiledRules) {
+  // A trie of two rules, "X" to "ab" and "Y" to nothing, unit by unit: the root's offset is 256, so
+  // that its children lie at 256 ^ letter; a leaf's offset leads to the unit with its text's place.
+  std::vector<uint32_t> units(1024, 0);
+  const auto unit = [](uint32_t offset, bool leaf, uint32_t label) {
+    return offset << 10 | (leaf ? 1u << 8 : 0u) | label;
+  };
+  units[0] = unit(256, false, 0);
+  units[256 ^ 'X'] = unit((256 ^ 'X') ^ 900, true, 'X');
+  units[900] = 0x80000000u | 0;
+  units[256 ^ 'Y'] = unit((256 ^ 'Y') ^ 901, true, 'Y');
+  units[901] = 0x80000000u | 3;
+  std::vector<uint8_t> charsmap(4 + 4 * units.size());
+  const uint32_t bytes = static_cast<uint32_t>(4 * units.size());
+  std::memcpy(charsmap.data(), &bytes, 4);
+  std::memcpy(charsmap.data() + 4, units.data(), bytes);
+  for (const char c : {'a', 'b', '\0', '\0'}) charsmap.push_back(static_cast<uint8_t>(c));
+  GgufMetadata metadata = UnigramMetadata();
+  metadata.Set("tokenizer.ggml.precompiled_charsmap", charsmap);
+  metadata.Set("tokenizer.ggml.add_space_prefix", true);
+  metadata.Set("tokenizer.ggml.remove_extra_whitespaces", true);
+  const auto tokenizer = Make(metadata);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_EQ(Encode(*tokenizer, "X"), (Ids{9, 4}));  // a space, a, b
+  EXPECT_EQ(Encode(*tokenizer, "aY  b  "), (Ids{9, 2, 4}));
+  EXPECT_EQ(Encode(*tokenizer, "Y"), Ids{});
+  EXPECT_EQ(Encode(*tokenizer, "b\xFF"), (Ids{2, 4, 0}));  // no UTF-8: an unknown character
+  for (const size_t size : {size_t{1}, size_t{4}, size_t{4 + 4 * 1024}}) {
+    metadata.Set("tokenizer.ggml.precompiled_charsmap",
+                 std::vector<uint8_t>(charsmap.begin(), charsmap.begin() + static_cast<int>(size)));
+    EXPECT_FALSE(Make(metadata).ok()) << size;
+  }
+  for (size_t i = 4; i < charsmap.size() - 4; i += 4) charsmap[i] = 0xFF, charsmap[i + 3] = 0x7F;
+  metadata.Set("tokenizer.ggml.precompiled_charsmap", charsmap);  // offsets that lead nowhere
+  const auto wild = Make(metadata);
+  ASSERT_TRUE(wild.ok());
+  Encode(*wild, "XYab \xFF\xFF");
+}
+
 TEST(Tokenizer, RefusesWhatItCannotRead) {
   const auto message = [](const GgufMetadata& metadata) {
-    const auto tokenizer = Tokenizer::FromMetadata(metadata);
+    const auto tokenizer = Make(metadata);
     return tokenizer.ok() ? std::string("fine") : tokenizer.status().message();
   };
   EXPECT_NE(message({}).find("tokenizer.ggml.model"), std::string::npos);

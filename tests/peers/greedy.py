@@ -105,7 +105,7 @@ def main():
              "rounding the most by which one of its logits moves there between the f16 and the "
              "f32 file. Made by `tests/peers/greedy.py`."]
     for source in map(pathlib.Path, arguments.models):
-        lines += ["", f"## {source.name.split(".")[0]}", "", "| prompt | f16 | f32 |", "|---|---|---|"]
+        lines += ["", "## " + source.name.split(".")[0], "", "| prompt | f16 | f32 |", "|---|---|---|"]
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: f"{folder}/{name}.gguf" for name in TYPES}
             for name, path in paths.items():

@@ -34,7 +34,7 @@ CONFIGS = {
                   hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True),
     "gemma2": dict(architectures=["Gemma2ForCausalLM"], model_type="gemma2", head_dim=32,
                    hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True,
-                   attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=256,
+                   attn_logit_softcapping=3.0, final_logit_softcapping=8.0, sliding_window=40,
                    query_pre_attn_scalar=32),
     "phi3": dict(architectures=["Phi3ForCausalLM"], model_type="phi3"),
 }
@@ -142,7 +142,7 @@ class Model:
         a, b = x[..., :self.head // 2], x[..., self.head // 2:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def _attention(self, x, p):
+    def _attention(self, x, p, layer):
         c, n = self.config, x.shape[0]
         heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
         if self.type == "phi3":
@@ -160,7 +160,10 @@ class Model:
         if self.type == "gemma2":
             cap = c["attn_logit_softcapping"]
             scores = cap * np.tanh(scores / cap)
-        scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
+        distance = np.arange(n)[:, None] - np.arange(n)[None]
+        # Of Gemma 2 every other layer, from the first, sees a window only.
+        near = c["sliding_window"] if self.type == "gemma2" and layer % 2 == 0 else n
+        scores[:, (distance < 0) | (distance >= near)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return self._linear(np.einsum("hij,jhd->ihd", weights, v).reshape(n, -1),
@@ -202,7 +205,7 @@ class Model:
             x = x * math.sqrt(c["hidden_size"])
         for layer in range(c["num_hidden_layers"]):
             p = f"model.layers.{layer}."
-            y = self._attention(self._norm(x, p + "input_layernorm"), p)
+            y = self._attention(self._norm(x, p + "input_layernorm"), p, layer)
             x = x + (self._norm(y, p + "post_attention_layernorm") if gemma2 else y)
             before = "pre_feedforward_layernorm" if gemma2 else "post_attention_layernorm"
             y = self._feed_forward(self._norm(x, p + before), p)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Converts made-up Hugging Face models and has llama.cpp run them.
+"""Converts made-up Hugging Face models with nibble, has llama.cpp run them, and runs them itself.
 
-    hf_models_check.py TEXT COMMAND...
+    hf_models_check.py TEXT NIBBLE
 
-COMMAND, given a folder and "-o FILE", writes that model's GGUF file, e.g. "nibble convert". For
-every architecture llama.cpp must load the file and compute the logits that numpy computes from the
-original weights; for every kind of tokenizer, trained here on TEXT, it must cut text into the
-tokens that the original library gives. Needs llama-cpp-python, numpy, safetensors, sentencepiece
-and tokenizers.
+For every architecture llama.cpp must load the file that nibble writes and compute the logits that
+numpy computes from the original weights, and nibble, where it runs the architecture, must give
+numpy's perplexity. For every kind of tokenizer, trained here on TEXT, llama.cpp must cut text into
+the tokens that the original library gives, and nibble into llama.cpp's. Needs llama-cpp-python,
+numpy, safetensors, sentencepiece and tokenizers.
 """
 import json
 import os
@@ -23,9 +23,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from hf_models import CONFIGS, Model
 
 VOCABULARY = 512
+CONTEXT = 96
+RUN_BY_NIBBLE = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 SAMPLES = ["The command prints 12345 lines, isn't it?", "  two  spaces\n\n\tand tabs\r\n",
            "def f(x):\n    return x**2 + 3.14159  # über-naïve Straße",
-           "日本語のテキスト 🙂 mixed with English", "I'LL SAY it's WE'RE 2nd 007 100000"]
+           "日本語のテキスト 🙂 mixed with English", "ﬁne ①② ｆｕｌｌ　ｗｉｄｔｈ é… <sep>x", "I'LL SAY it's WE'RE 2nd 007 100000"]
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
           r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -79,7 +81,10 @@ def sentence_piece(folder, text, kind):
     bpe = dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
                remove_extra_whitespaces=False)
     settings = dict(bpe=bpe, json=bpe, plain=dict(bpe, add_dummy_prefix=False),
-                    unigram=dict(model_type="unigram"))[kind]
+                    unigram=dict(model_type="unigram", user_defined_symbols=["mixed", "<sep>"]),
+                    **{"unigram-as-is": dict(model_type="unigram", add_dummy_prefix=False,
+                                             normalization_rule_name="identity",
+                                             remove_extra_whitespaces=False)})[kind]
     prefix = os.path.join(folder, "tokenizer")
     sentencepiece.SentencePieceTrainer.train(
         input=text, model_prefix=prefix, vocab_size=VOCABULARY - 8, split_digits=True,
@@ -118,16 +123,39 @@ def open_model(path, **options):
                            type_k=0, type_v=0, **options)
 
 
-def convert(command, folder):
+def convert(nibble, folder):
     output = os.path.join(folder, "model.gguf")
-    subprocess.run([*command, folder, "-o", output], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([nibble, "convert", folder, "-o", output, "--quiet"], check=True)
     return output
 
 
+def ask_nibble(*command):
+    run = subprocess.run([*command, "--precision", "f32", "--json", "--quiet"], check=True,
+                         capture_output=True)
+    return json.loads(run.stdout)
+
+
+def mean_nll(model, tokens, bos):
+    """numpy's mean of -log p over windows of CONTEXT tokens that begin with `bos`."""
+    losses = []
+    for begin in range(0, len(tokens) - CONTEXT + 2, CONTEXT - 1):
+        window = [bos, *tokens[begin:begin + CONTEXT - 1]]
+        logits = model.logits(window)[:-1]
+        logits -= logits.max(axis=1, keepdims=True)
+        chosen = logits[np.arange(len(logits)), window[1:]]
+        losses.append(np.log(np.exp(logits).sum(axis=1)) - chosen)
+    return float(np.concatenate(losses).mean())
+
+
 def main():
-    text, command = sys.argv[1], sys.argv[2:]
+    text, nibble = sys.argv[1:]
     failures = 0
     with tempfile.TemporaryDirectory() as temporary:
+        sample_path = os.path.join(temporary, "sample.txt")
+        with open(text, "rb") as file:
+            sample_text = file.read(1200).decode(errors="ignore")
+        with open(sample_path, "w", encoding="utf-8") as file:
+            file.write(sample_text)
         for name in CONFIGS:
             folder = os.path.join(temporary, name)
             original = Model(name, VOCABULARY)
@@ -137,7 +165,8 @@ def main():
                 # llama.cpp asks a model called phi3 for this token.
                 json.dump(dict(added_tokens_decoder={str(VOCABULARY - 4): dict(
                     content="<|endoftext|>", special=True)}), file)
-            model = open_model(convert(command, folder))
+            path = convert(nibble, folder)
+            model = open_model(path)
             tokens = [int(t) for t in np.random.default_rng(7).integers(3, VOCABULARY - 8, 96)]
             model.eval(tokens)
             got, wanted = np.array(model.scores[:len(tokens)]), original.logits(tokens)
@@ -145,22 +174,39 @@ def main():
             failures += not error < 0.01
             print(f"{'ok  ' if error < 0.01 else 'FAIL'} {name}: logits within {error:.1e} "
                   "of their standard deviation")
+            if name not in RUN_BY_NIBBLE:
+                continue
+            wanted = mean_nll(original, model.tokenize(sample_text.encode(), add_bos=False),
+                              model.token_bos())
+            got = ask_nibble(nibble, "perplexity", path, "--text", sample_path, "--context",
+                             str(CONTEXT), "--score", "all")["mean_nll"]["value"]
+            good = abs(got - wanted) < 1e-3  # keys and values are rounded to f16
+            failures += not good
+            print(f"{'ok  ' if good else 'FAIL'} {name}: nibble's mean loss {got:.5f}, "
+                  f"numpy's {wanted:.5f}")
         kinds = [(byte_level, k) for k in ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2",
                                            "tekken", "gpt-4o")]
-        kinds += [(sentence_piece, k) for k in ("bpe", "plain", "json", "unigram")]
+        kinds += [(sentence_piece, k) for k in ("bpe", "plain", "json", "unigram", "unigram-as-is")]
         for make, kind in kinds:
             folder = os.path.join(temporary, f"{make.__name__}-{kind}")
             Model("llama", VOCABULARY).save(folder)
             encode = make(folder, text, kind)
-            model = open_model(convert(command, folder))
+            path = convert(nibble, folder)
+            model = open_model(path)
             wrong = [s for s in SAMPLES
                      if model.tokenize(s.encode(), add_bos=False) != encode(s)]
-            failures += bool(wrong)
-            print(f"{'FAIL' if wrong else 'ok  '} {make.__name__} {kind}: "
-                  f"{len(SAMPLES) - len(wrong)} of {len(SAMPLES)} texts cut alike")
+            other = [s for s in SAMPLES
+                     if ask_nibble(nibble, "generate", path, "-p", s, "-n", "1")["prompt_ids"] !=
+                     model.tokenize(s.encode(), add_bos=True)]
+            failures += bool(wrong or other)
+            print(f"{'FAIL' if wrong or other else 'ok  '} {make.__name__} {kind}: "
+                  f"{len(SAMPLES) - len(wrong)} of {len(SAMPLES)} texts cut alike, "
+                  f"{len(SAMPLES) - len(other)} by nibble")
             for sample in wrong:
                 print("    ", repr(sample), model.tokenize(sample.encode(), add_bos=False),
                       encode(sample))
+            for sample in other:
+                print("     nibble:", repr(sample), model.tokenize(sample.encode(), add_bos=True))
     return 1 if failures else 0
 
 

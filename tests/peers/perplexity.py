@@ -55,7 +55,8 @@ def perplexity_of_nibble(nibble, path, text_path, windows, precision):
 
 def report(arguments, rows, windows):
     bits = ["# Perplexity beside llama.cpp's", "",
-            f"The reference model, type by type, on {windows} windows of {CONTEXT} tokens of "
+            f"The reference model, type by type, on {'all ' if arguments.windows is None else ''}"
+            f"{windows} windows of {CONTEXT} tokens of "
             f"`{pathlib.Path(arguments.text).name}` (the second half of each scored, "
             f"{windows * (CONTEXT // 2 - 1)} tokens). llama.cpp {llama_cpp.__version__} is "
             "llama-cpp-python's, built for this processor, weights kept as in the file; files "

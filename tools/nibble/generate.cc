@@ -44,6 +44,9 @@ void PrintSummary(const Generation& g, bool drafted) {
   if (drafted) {
     fmt::print(stderr, "{} of {} drafted tokens accepted; ", g.accepted, g.drafted);
   }
+  if (g.left_out > 0) {
+    fmt::print(stderr, "the prompt's first {} tokens were left out; ", g.left_out);
+  }
   fmt::print(stderr, "cache {}, peak memory {}\n", Size(g.cache_bytes), Size(PeakMemory()));
 }
 
@@ -84,6 +87,7 @@ int Generate(GenerateCommand options) {
     const nlohmann::ordered_json document = {{"prompt_ids", *prompt},
                                              {"ids", result->tokens},
                                              {"text", model->tokenizer().Decode(result->tokens)},
+                                             {"prompt_left_out", result->left_out},
                                              {"prefill_seconds", result->prefill_seconds},
                                              {"decode_seconds", result->decode_seconds},
                                              {"drafted", result->drafted},
@@ -114,6 +118,8 @@ void AddGenerate(CLI::App& app, Action& action) {
   GenerateOptions& g = options->generate;
   command->add_option("-n,--max-tokens", g.max_tokens, "The most tokens to add; default 128")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
+  command->add_flag("--truncate-prompt", g.truncate_prompt,
+                    "Leave out the beginning of a prompt that is too long instead of refusing it");
   command->add_flag("!--no-stop", g.stop_at_end, "Go on after the end of the text");
   command->add_option("--temperature", g.sampling.temperature, "0 (default): the likeliest token")
       ->check(CLI::Range(0.0, 100.0));

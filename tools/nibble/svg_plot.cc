@@ -47,7 +47,8 @@ class Axis {
     const double rough = (high_ - low_) / 5;
     const double power = std::pow(10, std::floor(std::log10(rough)));
     const double step = power * (rough / power < 1.5 ? 1 : rough / power < 3.5 ? 2 : 5);
-    for (double i = std::ceil(low_ / step); i * step <= high_; ++i) ticks.push_back(i * step);
+    for (double i = std::ceil(low_ / step); i * step <= high_; ++i)
+      ticks.push_back(i * step + 0.0);  // not -0
     return ticks;
   }
 
