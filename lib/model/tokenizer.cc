@@ -35,9 +35,13 @@ const T* Get(const GgufMetadata& metadata, std::string_view key) {
   return value == nullptr ? nullptr : std::get_if<T>(value);
 }
 
-// A token id, -1 where the key is absent or -1; an error where it is outside the vocabulary.
-Result<int32_t> GetToken(const GgufMetadata& metadata, std::string_view key, size_t vocab_size) {
-  if (metadata.Find(key) == nullptr) return -1;
+// A token id, -1 where the key is -1; an error where it is outside the vocabulary. Where the key is
+// absent, `otherwise`, if the vocabulary reaches so far.
+Result<int32_t> GetToken(const GgufMetadata& metadata, std::string_view key, size_t vocab_size,
+                         int32_t otherwise) {
+  if (metadata.Find(key) == nullptr) {
+    return otherwise < static_cast<int32_t>(vocab_size) ? otherwise : -1;
+  }
   NIBBLE_ASSIGN_OR_RETURN(const uint64_t id, metadata.GetUint(key));
   if (id == 0xFFFFFFFFu) return -1;
   if (id >= vocab_size) {
@@ -74,13 +78,20 @@ Result<Tokenizer> Tokenizer::FromMetadata(std::shared_ptr<const GgufMetadata> sh
     }
     for (size_t i = 0; i < count; ++i) vocabulary.types[i] = static_cast<TokenType>((*types)[i]);
   }
-  NIBBLE_ASSIGN_OR_RETURN(impl->bos, GetToken(metadata, "tokenizer.ggml.bos_token_id", count));
-  NIBBLE_ASSIGN_OR_RETURN(impl->eos, GetToken(metadata, "tokenizer.ggml.eos_token_id", count));
-  NIBBLE_ASSIGN_OR_RETURN(vocabulary.unknown,
-                          GetToken(metadata, "tokenizer.ggml.unknown_token_id", count));
-
   impl->unigram = model == "t5";
   impl->sentencepiece = model == "llama" || impl->unigram;
+  // What a file leaves out means Llama's and T5's own.
+  struct Ids {
+    int32_t bos = -1, eos = -1, unknown = -1;
+  };
+  const Ids usual = impl->unigram ? Ids{-1, 1, 2} : impl->sentencepiece ? Ids{1, 2, 0} : Ids{};
+  const auto get = [&](const char* name, int32_t otherwise) {
+    return GetToken(metadata, std::string("tokenizer.ggml.") + name + "_token_id", count,
+                    otherwise);
+  };
+  NIBBLE_ASSIGN_OR_RETURN(impl->bos, get("bos", usual.bos));
+  NIBBLE_ASSIGN_OR_RETURN(impl->eos, get("eos", usual.eos));
+  NIBBLE_ASSIGN_OR_RETURN(vocabulary.unknown, get("unknown", usual.unknown));
   NIBBLE_ASSIGN_OR_RETURN(impl->add_space_prefix,
                           GetFlag(metadata, "tokenizer.ggml.add_space_prefix", model == "llama"));
   if (impl->sentencepiece) {
@@ -89,10 +100,7 @@ Result<Tokenizer> Tokenizer::FromMetadata(std::shared_ptr<const GgufMetadata> sh
       return Corrupt("tokenizer.ggml.scores is missing or has not one score a token");
     }
     vocabulary.scores = *scores;
-    if (vocabulary.unknown < 0) {
-      vocabulary.unknown =
-          impl->unigram ? std::min<int32_t>(2, static_cast<int32_t>(count) - 1) : 0;
-    }
+    vocabulary.unknown = std::max(vocabulary.unknown, 0);
   }
   if (impl->unigram) {
     UnigramOptions options;

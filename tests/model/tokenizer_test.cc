@@ -98,6 +98,23 @@ TEST(SentencePiece, ControlTokensAreTextUnlessAsked) {
   EXPECT_EQ(ReferenceTokenizer().Piece(1 << 30), "");
 }
 
+// Without keys a text begins with token 1, as llama.cpp reads such files.
+TEST(SentencePiece, FilesThatNameNoSpecialTokensMeanLlamas) {
+  GgufMetadata metadata;
+  metadata.Set("tokenizer.ggml.model", std::string("llama"));
+  metadata.Set("tokenizer.ggml.tokens", std::vector<std::string>{"<unk>", "<s>", "</s>", "a"});
+  metadata.Set("tokenizer.ggml.scores", std::vector<float>(4));
+  metadata.Set("tokenizer.ggml.add_space_prefix", false);
+  const auto tokenizer = Make(metadata);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  const auto ids = tokenizer->Encode("a");
+  ASSERT_TRUE(ids.ok());
+  EXPECT_EQ(*ids, (Ids{1, 3}));
+  EXPECT_TRUE(tokenizer->IsEnd(2));
+  metadata.Set("tokenizer.ggml.bos_token_id", uint32_t{0xFFFFFFFFu});  // there is none
+  EXPECT_FALSE(Make(metadata)->adds_bos());
+}
+
 TEST(ByteLevel, MergesByRankLeftmostFirst) {
   const auto tokenizer = Make(ByteLevelMetadata("gpt-2"));
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();

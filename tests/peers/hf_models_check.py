@@ -27,7 +27,7 @@ CONTEXT = 96
 RUN_BY_NIBBLE = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma", "gemma2"]
 SAMPLES = ["The command prints 12345 lines, isn't it?", "  two  spaces\n\n\tand tabs\r\n",
            "def f(x):\n    return x**2 + 3.14159  # über-naïve Straße",
-           "日本語のテキスト 🙂 mixed with English", "ﬁne ①② ｆｕｌｌ　ｗｉｄｔｈ é… <sep>x", "I'LL SAY it's WE'RE 2nd 007 100000"]
+           "日本語のテキスト 🙂 mixed with English", "ﬁne ①② ｆｕｌｌ　ｗｉｄｔｈ é…  x", "I'LL SAY it's WE'RE 2nd 007 100000"]
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
           r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -81,7 +81,7 @@ def sentence_piece(folder, text, kind):
     bpe = dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
                remove_extra_whitespaces=False)
     settings = dict(bpe=bpe, json=bpe, plain=dict(bpe, add_dummy_prefix=False),
-                    unigram=dict(model_type="unigram", user_defined_symbols=["mixed", "<sep>"]),
+                    unigram=dict(model_type="unigram"),
                     **{"unigram-as-is": dict(model_type="unigram", add_dummy_prefix=False,
                                              normalization_rule_name="identity",
                                              remove_extra_whitespaces=False)})[kind]
