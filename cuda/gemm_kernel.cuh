@@ -12,21 +12,6 @@
 
 namespace nibble::cuda {
 
-// Until the copies of a stage that is `ahead` behind the last one have arrived, and wgmma may read
-// them.
-__device__ inline void WaitForStage(int ahead) {
-  if (ahead == 0) {
-    WaitForCopies<0>();
-  } else if (ahead == 1) {
-    WaitForCopies<1>();
-  } else {
-    WaitForCopies<2>();
-  }
-#if NIBBLE_WGMMA
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 template <class Format, DType kType, int kTokens>
 __global__ void __launch_bounds__(kThreads, Format::kIsSuper ? 1 : 2)
     GemmKernel(const __grid_constant__ GemmArguments args) {

@@ -77,17 +77,19 @@ Result<Records> MakeRecords(const QuantizedTensor& weights, Stream stream) {
 }
 
 Result<DeviceLimits> Limits() {
-  int device = 0, shared = 0, major = 0;
+  int device = 0, major = 0, minor = 0;
   DeviceLimits limits;
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
   NIBBLE_CUDA_RETURN_IF_ERROR(
       cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(
+      &limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   NIBBLE_CUDA_RETURN_IF_ERROR(
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  limits.shared_bytes = shared;
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   limits.has_clusters = major >= 9;
+  limits.has_float8 = 10 * major + minor >= 89;
   return limits;
 }
 
@@ -175,11 +177,35 @@ bool AreAlike(const Product& a, const Product& b) {
          x.wide_scales == y.wide_scales && tiles(a) == tiles(b);
 }
 
-// The operands of a member, checked, and a part of its tokens.
-Result<ProductMember> MakeMember(const TensorView& activations, const MatmulMember& member,
-                                 const PackedMatrix& weights, const MatmulOptions& options) {
+MatmulOptions OptionsOf(const MatmulOptions& options, const MatmulMember& member) {
   MatmulOptions own = options;
   own.bias = member.bias;
+  return own;
+}
+
+Status CheckCanonical(const TensorView& activations, const QuantizedTensor& weights,
+                      const MutableTensorView& out, const MatmulOptions& options) {
+  if (weights.device() != Device::kCuda) {
+    return InvalidArgument("weights: not in device memory, as other operands are");
+  }
+  const auto check =
+      TakesBytes(weights, activations.dtype, options) ? CheckByteOperands : CheckOperands;
+  return check(activations, weights.rows(), weights.cols(), out, options);
+}
+
+// A product of checked operands.
+Status MultiplyCanonical(const TensorView& activations, const QuantizedTensor& weights,
+                         const MutableTensorView& out, const MatmulOptions& options,
+                         const DeviceLimits& limits) {
+  if (TakesBytes(weights, activations.dtype, options)) {
+    return MatmulBytes(activations, weights, out, options, limits);
+  }
+  return MatmulDecoded(activations, weights, out, options);
+}
+
+// The operands of a member, checked.
+Result<ProductMember> MakeMember(const TensorView& activations, const MatmulMember& member,
+                                 const PackedMatrix& weights, const MatmulOptions& options) {
   TensorView rows = activations;
   if (!member.rows.empty()) {
     if (static_cast<int64_t>(member.rows.size()) != member.out.rows) {
@@ -188,7 +214,8 @@ Result<ProductMember> MakeMember(const TensorView& activations, const MatmulMemb
     }
     rows.rows = member.out.rows;
   }
-  NIBBLE_RETURN_IF_ERROR(CheckOperands(rows, weights.rows, weights.cols, member.out, own));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckOperands(rows, weights.rows, weights.cols, member.out, OptionsOf(options, member)));
   if (member.out.rows > INT32_MAX) return Unsupported("matmul: too many activation rows");
   return ProductMember{weights,
                        member.rows.empty() ? nullptr : member.rows.data(),
@@ -217,7 +244,9 @@ Activations ActivationsOf(const TensorView& view) {
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel) {
   if (weights.rows() <= 0 || weights.cols() <= 0) return InvalidArgument("pack: empty weights");
-  if (precision != Precision::kF32) {
+  MatmulOptions options;
+  options.precision = precision;
+  if (precision != Precision::kF32 && !TakesBytes(weights, DType::kF16, options)) {
     Result<Records> records = MakeRecords(weights, parallel.stream);
     if (records.ok()) {
       const Buffer bytes = records->bytes;
@@ -230,18 +259,24 @@ Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            "canonical/1", std::make_shared<Details>(weights));
 }
 
+Status Matmul(const TensorView& activations, const QuantizedTensor& weights,
+              const MutableTensorView& out, const MatmulOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckCanonical(activations, weights, out, options));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceLimits limits, Limits());
+  return MultiplyCanonical(activations, weights, out, options, limits);
+}
+
 Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> members,
                    const MatmulOptions& options) {
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceLimits limits, Limits());
   const Activations source = ActivationsOf(activations);
   const cudaStream_t stream = StreamOf(options.parallel.stream);
   std::vector<Product> products;
-  struct Decoded {
+  struct Canonical {
     const QuantizedTensor* weights;
     const MatmulMember* member;
   };
-  std::vector<Decoded> decoded;
+  std::vector<Canonical> canonical;
   // All are checked before any is launched.
   for (size_t i = 0; i < members.size(); ++i) {
     const MatmulMember& member = members[i];
@@ -249,8 +284,8 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
     const auto add = [&]() -> Status {
       const QuantizedTensor* tensor = nullptr;
       const PackedPlan* plan = nullptr;
-      if (const auto* canonical = std::get_if<const QuantizedTensor*>(&member.weights)) {
-        tensor = *canonical;
+      if (const auto* as_it_is = std::get_if<const QuantizedTensor*>(&member.weights)) {
+        tensor = *as_it_is;
       } else if (const auto* packed = std::get<const PackedWeights*>(member.weights)) {
         const auto* details = static_cast<const Details*>(DetailsOf(*packed, Device::kCuda));
         if (details == nullptr) return InvalidArgument("matmul: weights not packed for the device");
@@ -273,12 +308,8 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
       if (!member.rows.empty()) {
         return Unsupported("matmul: a list of rows with weights that are not packed");
       }
-      MatmulOptions own = options;
-      own.bias = member.bias;
-      NIBBLE_RETURN_IF_ERROR(
-          CheckOperands(activations, tensor->rows(), tensor->cols(), member.out, own));
-      decoded.push_back({tensor, &member});
-      return OkStatus();
+      canonical.push_back({tensor, &member});
+      return CheckCanonical(activations, *tensor, member.out, OptionsOf(options, member));
     };
     NIBBLE_RETURN_IF_ERROR(add().WithContext("member " + std::to_string(i)));
   }
@@ -302,10 +333,9 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
         MultiplyFew(source, std::span<const Product>(parts).subspan(at, end - at), limits, stream));
     at = end;
   }
-  for (const Decoded& product : decoded) {
-    MatmulOptions own = options;
-    own.bias = product.member->bias;
-    NIBBLE_RETURN_IF_ERROR(MatmulDecoded(activations, *product.weights, product.member->out, own));
+  for (const Canonical& product : canonical) {
+    NIBBLE_RETURN_IF_ERROR(MultiplyCanonical(activations, *product.weights, product.member->out,
+                                             OptionsOf(options, *product.member), limits));
   }
   return OkStatus();
 }

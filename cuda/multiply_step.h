@@ -51,9 +51,9 @@ inline void WaitForSums(const HostWarp&, HostWarp::Lanes<Sums4>*) {}
 #if defined(__CUDACC__)
 
 #if NIBBLE_WGMMA
-// The right operand in shared memory, for wgmma: K-major, 128-byte swizzle, 1024 bytes from one
-// eight tokens to the next.
-__device__ inline uint64_t RightDescriptor(const uint8_t* at) {
+// An operand in shared memory, for wgmma: K-major, 128-byte swizzle, 1024 bytes from eight rows to
+// the next eight.
+__device__ inline uint64_t SharedDescriptor(const uint8_t* at) {
   return (SharedAddress(at) & 0x3FFFFu) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
          uint64_t{1} << 62;
 }
@@ -108,7 +108,7 @@ NIBBLE_HD inline void MultiplyStep(const DeviceWarp& warp,
                                    int step, DeviceWarp::Lanes<Sums4>* sums) {
 #if NIBBLE_WGMMA
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-  Wgmma<kType, kTokens>(sums, left.own.v, RightDescriptor(panel + 32 * step));
+  Wgmma<kType, kTokens>(sums, left.own.v, SharedDescriptor(panel + 32 * step));
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
   MultiplyStepByMma<kType, kTokens>(warp, left, panel, step, sums);
@@ -124,6 +124,21 @@ NIBBLE_HD inline void WaitForLeft(const DeviceWarp&) {
 NIBBLE_HD inline void WaitForSums(const DeviceWarp&, DeviceWarp::Lanes<Sums4>*) {
 #if NIBBLE_WGMMA
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+// Until the copies of a stage that is `ahead` behind the last one have arrived, and wgmma may read
+// them.
+NIBBLE_HD inline void WaitForStage(int ahead) {
+  if (ahead == 0) {
+    WaitForCopies<0>();
+  } else if (ahead == 1) {
+    WaitForCopies<1>();
+  } else {
+    WaitForCopies<2>();
+  }
+#if NIBBLE_WGMMA
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 

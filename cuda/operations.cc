@@ -22,9 +22,10 @@ Status CheckMatrix(const TensorView& view, const char* what) {
   return OkStatus();
 }
 
-Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
-                     const MutableTensorView& out, const MatmulOptions& options) {
-  NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
+namespace {
+
+Status CheckShapes(const TensorView& activations, int64_t rows, int64_t cols,
+                   const MutableTensorView& out, const MatmulOptions& options) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));
   if (out.dtype != DType::kF32) {
     return InvalidArgument(std::string("output: type ") + DTypeName(out.dtype) +
@@ -40,9 +41,38 @@ Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
   return OkStatus();
 }
 
+}  // namespace
+
+Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
+                     const MutableTensorView& out, const MatmulOptions& options) {
+  if (DTypeBytes(activations.dtype) == 1) {
+    return InvalidArgument(std::string("activations: type ") + DTypeName(activations.dtype) +
+                           " needs weights of eight bits of the same kind, by channel or tensor");
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
+  return CheckShapes(activations, rows, cols, out, options);
+}
+
+Status CheckByteOperands(const TensorView& activations, int64_t rows, int64_t cols,
+                         const MutableTensorView& out, const MatmulOptions& options) {
+  if (DTypeBytes(activations.dtype) != 1) {
+    return CheckOperands(activations, rows, cols, out, options);
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckView(activations, "activations"));
+  if (activations.device != Device::kCuda) {
+    return InvalidArgument("activations: not in device memory, as other operands are");
+  }
+  const size_t scales = options.activation_scales.size();
+  if (scales != 1 && static_cast<int64_t>(scales) != activations.rows) {
+    return InvalidArgument("matmul: " + std::to_string(scales) + " activation scales for " +
+                           std::to_string(activations.rows) + " rows");
+  }
+  return CheckShapes(activations, rows, cols, out, options);
+}
+
 void RegisterOperations() {
-  static constexpr Backend kBackend = {Allocate,      QuantizeTo, QuantizePlanar, Dequantize,
-                                       MatmulDecoded, Pack,       MatmulGroup};
+  static constexpr Backend kBackend = {Allocate, QuantizeTo, QuantizePlanar, Dequantize,
+                                       Matmul,   Pack,       MatmulGroup};
   RegisterBackend(Device::kCuda, &kBackend);
 }
 

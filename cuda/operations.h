@@ -33,7 +33,11 @@ Status MatmulDecoded(const TensorView& activations, const QuantizedTensor& weigh
 Status CheckOperands(const TensorView& activations, int64_t rows, int64_t cols,
                      const MutableTensorView& out, const MatmulOptions& options);
 
-// Registers the above for Device::kCuda.
+// The same, of products that take activations of eight bits with scales too.
+Status CheckByteOperands(const TensorView& activations, int64_t rows, int64_t cols,
+                         const MutableTensorView& out, const MatmulOptions& options);
+
+// Registers them for Device::kCuda.
 void RegisterOperations();
 
 }  // namespace nibble::cuda

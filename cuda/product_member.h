@@ -18,6 +18,7 @@ struct DeviceLimits {
   int multiprocessors = 1;
   int shared_bytes = 0;  // of a thread block
   bool has_clusters = false;
+  bool has_float8 = false;  // products of f8_e4m3
 };
 
 // Where activations come from: `rows` x `cols` of f32, f16 or bf16.

@@ -26,12 +26,22 @@ struct GemmLauncher {
   static Status Launch(const GemmArguments& args, DType type, cudaStream_t stream);
 };
 
-// What nibble::Pack and nibble::MatmulGroup do on the device. Weights that no packed format serves,
-// and all with Precision::kF32, stay as they are.
+// What nibble's functions do on the device. Weights that no packed format serves, all with
+// Precision::kF32, and those that are multiplied as they are with Precision::kInt8PerRow stay so.
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel);
+Status Matmul(const TensorView& activations, const QuantizedTensor& weights,
+              const MutableTensorView& out, const MatmulOptions& options);
 Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> members,
                    const MatmulOptions& options);
+
+// Whether MatmulBytes serves a product with activations of a type: weights of eight bits, and
+// activations that are too, or are to be rounded so.
+bool TakesBytes(const QuantizedTensor& weights, DType activations, const MatmulOptions& options);
+// The product of checked operands, of int8 or f8_e4m3 with a scale for each row of either.
+Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights,
+                   const MutableTensorView& out, const MatmulOptions& options,
+                   const DeviceLimits& limits);
 
 // Writes the records of `packed`, whose pointers are set, on `stream`.
 Status LaunchPack(const QuantizedTensor& weights, const PackedPlan& packed, cudaStream_t stream);

@@ -24,7 +24,8 @@ enum class Precision : uint8_t {
   kBf16,  // activations and decoded weights may be rounded to bf16; sums in f32
   kF32,   // decoded weights in f32, f32 products: the exact reference
   // As kInt8, but with one scale for each row of activations, where weights are "int8 sym" by
-  // channel or tensor (W8A8): sums then stay integers, and are the same on every processor.
+  // channel or tensor (W8A8): sums then stay integers, and are the same on every processor. On a
+  // GPU likewise, with activations rounded to f8_e4m3, where weights are "f8_e4m3".
   kInt8PerRow,
 };
 

@@ -1,0 +1,201 @@
+// Products of bytes: the rounding of activations, the kernel of cuda/bytes.h, and a plain one for
+// weights whose rows are not aligned.
+#include "cuda/bytes.h"
+
+#include <cooperative_groups.h>
+
+#include "cuda/element.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/operations.h"
+#include "cuda/products.h"
+#include "cuda/status.h"
+#include "cuda/weights.cuh"
+#include "nibble/cuda.h"
+
+namespace nibble::cuda {
+namespace {
+
+template <DType kType, int kTokens>
+__global__ void __launch_bounds__(kThreads, 1)
+    BytesKernel(const __grid_constant__ BytesArguments args) {
+  extern __shared__ uint8_t unaligned[];
+  uint8_t* shared = unaligned + (1024 - SharedAddress(unaligned) % 1024) % 1024;
+  using Block = BytesBlock<kType, kTokens>;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int index = __shfl_sync(0xFFFFFFFFu, thread / kLanes, 0);
+  const int split = static_cast<int>(blockIdx.y);
+  const DeviceWarp warp = {thread % kLanes};
+  const Block block(args, blockIdx.x, split, blockIdx.z, shared);
+  typename Block::template WarpState<DeviceWarp> state;
+  block.Begin(warp, state);
+
+  // A stage is free two units later: the product of the last one may still be under way.
+  const int ahead = args.plan.stages - 2;
+  for (int unit = 0; unit < ahead; ++unit) block.StageUnit(thread, unit);
+  for (int unit = 0; unit < block.units(); ++unit) {
+    WaitForStage(ahead - 1);
+    __syncthreads();
+    block.StageUnit(thread, unit + ahead);
+    block.MultiplyUnit(warp, index, unit, state);
+  }
+#if NIBBLE_WGMMA
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+#if __CUDA_ARCH__ >= 900
+  if (args.plan.splits > 1) {
+    WaitForCopies<0>();
+    __syncthreads();
+    block.StoreSums(warp, index, state);
+    const auto cluster = cooperative_groups::this_cluster();
+    cluster.sync();
+    block.CombineSplits(thread, split, [&](int s) {
+      return static_cast<const typename Block::Sum*>(
+          cluster.map_shared_rank(block.Sums(), static_cast<unsigned>(s)));
+    });
+    cluster.sync();  // no block ends while others read its sums
+    return;
+  }
+#endif
+  block.StoreOutputs(warp, index, state);
+}
+
+// A warp takes a row of weights, of any alignment, and all tokens.
+template <DType kType>
+__global__ void __launch_bounds__(kThreads)
+    PlainBytesKernel(const __grid_constant__ BytesArguments args) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (row >= args.weights.rows) return;
+  const uint8_t* weights = args.weights.codes + row * args.weights.cols;
+  for (int64_t token = 0; token < args.tokens; ++token) {
+    const uint8_t* activations = args.activations + token * args.activation_stride;
+    SumOf<kType> sum = 0;
+    for (int64_t col = threadIdx.x % kLanes; col < args.weights.cols; col += kLanes) {
+      if constexpr (kType == DType::kI8) {
+        sum += static_cast<int8_t>(weights[col]) * static_cast<int8_t>(activations[col]);
+      } else {
+        sum = fmaf(F8E4M3ToFloat(weights[col]), F8E4M3ToFloat(activations[col]), sum);
+      }
+    }
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    if (threadIdx.x % kLanes == 0) args.Store(token, row, static_cast<float>(sum));
+  }
+}
+
+// A block rounds a row of activations, as the CPU does: scale = max|row| / the largest code; a row
+// with a value that is not finite has a scale that is none.
+template <DType kType>
+__global__ void __launch_bounds__(kThreads)
+    RoundKernel(const __grid_constant__ Activations activations, int64_t stride, uint8_t* codes,
+                float* scales) {
+  constexpr float kLargest = kType == DType::kI8 ? 127.0f : 448.0f;
+  __shared__ float most[kWarps];
+  const int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  // The bits of a magnitude have the order of the numbers, infinity and NaN above them.
+  uint32_t mine = 0;
+  for (int64_t col = thread; col < activations.cols; col += kThreads) {
+    mine = max(mine, __float_as_uint(activations.At(row, col)) & 0x7FFFFFFFu);
+  }
+  mine = __reduce_max_sync(0xFFFFFFFFu, mine);
+  if (thread % kLanes == 0) most[thread / kLanes] = __uint_as_float(mine);
+  __syncthreads();
+  uint32_t bits = 0;
+  for (float m : most) bits = max(bits, __float_as_uint(m));
+  const bool is_finite = bits < 0x7F800000u;
+  const float largest = __uint_as_float(bits);
+  const float inverse = is_finite && largest > 0 ? kLargest / largest : 0.0f;
+  for (int64_t col = thread; col < stride; col += kThreads) {
+    uint8_t code = 0;
+    if (is_finite && col < activations.cols) {
+      const float x = activations.At(row, col) * inverse;
+      if constexpr (kType == DType::kI8) {
+        code = static_cast<uint8_t>(min(max(__float2int_rn(x), -128), 127));
+      } else {
+        code = FloatToF8E4M3(x);
+      }
+    }
+    codes[row * stride + col] = code;
+  }
+  if (thread == 0) scales[row] = is_finite ? largest / kLargest : __int_as_float(0x7FC00000);
+}
+
+template <DType kType>
+Status LaunchBytes(BytesArguments args, const DeviceLimits& limits, cudaStream_t stream) {
+  const auto is_aligned = [](const void* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % 16 == 0;
+  };
+  const PlanarPlanes& w = args.weights;
+  args.plan = PlanBytes(w.rows, w.cols, args.tokens, limits);
+  const BytesPlan& plan = args.plan;
+  if (!is_aligned(w.codes, w.cols) || !is_aligned(args.activations, args.activation_stride) ||
+      (kType == DType::kF8E4M3 && !limits.has_float8) || plan.row_blocks == 0 ||
+      plan.token_blocks > 65535) {
+    PlainBytesKernel<kType><<<BlocksFor(w.rows, kWarps), kThreads, 0, stream>>>(args);
+    return LaunchStatus("matmul");
+  }
+  const dim3 grid(static_cast<unsigned>(plan.row_blocks), static_cast<unsigned>(plan.splits),
+                  static_cast<unsigned>(plan.token_blocks));
+  const auto launch = [&]<int kTokens>() {
+    return LaunchKernel<BytesKernel<kType, kTokens>>(grid, kThreads, plan.shared_bytes, plan.splits,
+                                                     stream, args);
+  };
+  if (plan.tokens == 64) return launch.template operator()<64>();
+  if (plan.tokens == 128) return launch.template operator()<128>();
+  return launch.template operator()<256>();
+}
+
+}  // namespace
+
+bool TakesBytes(const QuantizedTensor& weights, DType activations, const MatmulOptions& options) {
+  if (weights.is_block_format()) return false;
+  const Scheme& s = weights.scheme();
+  const bool is_int8 = s.code == Code::kUniform && s.bits == 8 && s.symmetric;
+  if (!is_int8 && s.code != Code::kF8E4M3) return false;
+  if (s.granularity == Granularity::kGroup || weights.cols() > kMostByteCols) return false;
+  if (activations == DType::kI8) return is_int8;
+  if (activations == DType::kF8E4M3) return !is_int8;
+  return options.precision == Precision::kInt8PerRow;
+}
+
+Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights,
+                   const MutableTensorView& out, const MatmulOptions& options,
+                   const DeviceLimits& limits) {
+  const cudaStream_t stream = StreamOf(options.parallel.stream);
+  const bool is_int8 = weights.scheme().code == Code::kUniform;
+  if (activations.rows > INT32_MAX) return Unsupported("matmul: too many activation rows");
+  BytesArguments args = {};
+  args.tokens = activations.rows;
+  args.weights = PlanesOnDevice(weights);
+  args.bias = options.bias.empty() ? nullptr : options.bias.data();
+  args.out = static_cast<float*>(out.data);
+  args.out_stride = out.row_stride;
+  args.accumulate = options.accumulate;
+  Buffer codes, scales;  // go back to the stream's pool behind the kernels
+  if (DTypeBytes(activations.dtype) == 1) {
+    args.activations = static_cast<const uint8_t*>(activations.data);
+    args.activation_stride = activations.row_stride;
+    args.activation_scales = options.activation_scales.data();
+    args.one_activation_scale = options.activation_scales.size() == 1;
+  } else {
+    args.activation_stride = (activations.cols + 15) / 16 * 16;
+    NIBBLE_ASSIGN_OR_RETURN(codes,
+                            Allocate(static_cast<size_t>(args.tokens * args.activation_stride),
+                                     options.parallel.stream));
+    NIBBLE_ASSIGN_OR_RETURN(scales, Allocate(static_cast<size_t>(args.tokens) * sizeof(float),
+                                             options.parallel.stream));
+    auto* to = reinterpret_cast<uint8_t*>(codes.data());
+    auto* rounded_scales = reinterpret_cast<float*>(scales.data());
+    args.activations = to;
+    args.activation_scales = rounded_scales;
+    const Activations source = {activations.data, activations.dtype,      activations.rows,
+                                activations.cols, activations.row_stride, false};
+    const auto round = is_int8 ? RoundKernel<DType::kI8> : RoundKernel<DType::kF8E4M3>;
+    round<<<static_cast<unsigned>(args.tokens), kThreads, 0, stream>>>(
+        source, args.activation_stride, to, rounded_scales);
+    NIBBLE_RETURN_IF_ERROR(LaunchStatus("matmul"));
+  }
+  return is_int8 ? LaunchBytes<DType::kI8>(args, limits, stream)
+                 : LaunchBytes<DType::kF8E4M3>(args, limits, stream);
+}
+
+}  // namespace nibble::cuda

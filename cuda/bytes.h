@@ -1,0 +1,197 @@
+// Products of weights and activations of eight bits, int8 or f8_e4m3, with a scale for each row of
+// either: the whole kernel but for its barriers, for device and host. Weights are used as they are.
+//
+// A thread block is eight warps, of 16 rows of weights each, by kTokens tokens, whose sums stay in
+// registers. Units of 128 columns of both operands come to shared memory, several ahead; a row has
+// 128 bytes there, whose 16-byte parts are permuted by the row's number (the 128-byte swizzle), as
+// wgmma needs them and ldmatrix can take them.
+#ifndef NIBBLE_CUDA_BYTES_H_
+#define NIBBLE_CUDA_BYTES_H_
+
+#include <cstdint>
+
+#include "cuda/async_copy.h"
+#include "cuda/multiply_bytes.h"
+#include "cuda/product_member.h"
+#include "cuda/warp.h"
+#include "kernels/codec_planar.h"
+
+namespace nibble::cuda {
+
+inline constexpr int kBytesRows = kWarps * 16, kUnitBytes = 128;
+
+// How a launch is laid out: blocks along x take rows of weights, along z tokens.
+struct BytesPlan {
+  int tokens = 64;  // of a block: 64, 128 or 256
+  int splits = 1;   // blocks along y, one cluster
+  int split_units = 0;
+  int stages = 4;  // units in shared memory at once: 3 or 4
+  int64_t row_blocks = 0, token_blocks = 0;
+  int64_t shared_bytes = 0;
+};
+
+// out[tokens, rows] (+)= activations x weights^T + bias.
+struct BytesArguments {
+  const uint8_t* activations;      // [tokens][activation_stride]
+  const float* activation_scales;  // of each token, or one for all
+  bool one_activation_scale;
+  int64_t tokens, activation_stride;
+  PlanarPlanes weights;  // 16-byte aligned rows
+  const float* bias;     // or null
+  float* out;
+  int64_t out_stride;
+  bool accumulate;
+  BytesPlan plan;
+
+  NIBBLE_HD void Store(int64_t token, int64_t row, float sum) const {
+    const float weight_scale = weights.Scale(weights.ScaleAt(row, 0));
+    sum *= weight_scale * activation_scales[one_activation_scale ? 0 : token];
+    if (bias != nullptr) sum += bias[row];
+    float* to = out + token * out_stride + row;
+    *to = accumulate ? *to + sum : sum;
+  }
+};
+
+constexpr NIBBLE_HD int BytesStageBytes(int tokens) { return (kBytesRows + tokens) * kUnitBytes; }
+
+// A plan without blocks is returned where the processor's shared memory does not do.
+BytesPlan PlanBytes(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimits& limits);
+
+template <DType kType, int kTokens>
+class BytesBlock {
+ public:
+  using Sum = SumOf<kType>;
+  static constexpr int kTokenTiles = kTokens / 8;
+
+  template <class Warp>
+  struct WarpState {
+    typename Warp::template Lanes<ByteSums<Sum>> sums[kTokenTiles];
+  };
+
+  // `shared` is aligned to 1024 bytes.
+  NIBBLE_HD BytesBlock(const BytesArguments& args, int64_t row_block, int split,
+                       int64_t token_block, uint8_t* shared)
+      : args_(args),
+        plan_(args.plan),
+        shared_(shared),
+        first_row_(row_block * kBytesRows),
+        first_token_(token_block * kTokens),
+        first_col_(int64_t{split} * plan_.split_units * kUnitBytes) {
+    const int64_t end = Least(args.weights.cols, first_col_ + plan_.split_units * kUnitBytes);
+    units_ =
+        end > first_col_ ? static_cast<int>((end - first_col_ + kUnitBytes - 1) / kUnitBytes) : 0;
+  }
+
+  NIBBLE_HD int units() const { return units_; }
+
+  // All threads: a unit on its way to its stage, as one group of copies; an empty one beyond the
+  // last.
+  NIBBLE_HD void StageUnit(int thread, int unit) const {
+    if (unit < units_) {
+      const int64_t col = first_col_ + int64_t{unit} * kUnitBytes;
+      uint8_t* stage = StageOf(unit);
+      StageRows<kBytesRows>(thread, args_.weights.codes, args_.weights.cols, first_row_,
+                            args_.weights.rows, col, stage);
+      StageRows<kTokens>(thread, args_.activations, args_.activation_stride, first_token_,
+                         args_.tokens, col, stage + kBytesRows * kUnitBytes);
+    }
+    CommitCopies();
+  }
+
+  template <class Warp>
+  NIBBLE_HD void Begin(const Warp& warp, WarpState<Warp>& state) const {
+    warp.Each([&](int lane) {
+      NIBBLE_UNROLL
+      for (int tile = 0; tile < kTokenTiles; ++tile) state.sums[tile][lane] = ByteSums<Sum>{};
+    });
+  }
+
+  // A warp: its rows by the tokens, of a unit that has arrived. On sm_90a the product of this unit
+  // may still be under way on return, that of the one before not.
+  template <class Warp>
+  NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit, WarpState<Warp>& state) const {
+    const uint8_t* stage = StageOf(unit);
+    MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBytesRows * kUnitBytes, state.sums);
+  }
+
+  // A warp, where columns are not split: its outputs.
+  template <class Warp>
+  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, WarpState<Warp>& state) const {
+    warp.Each([&](int lane) {
+      ForSums(index, lane, [&](int tile, int i, int row, int token) {
+        StoreOutput(token, row, state.sums[tile][lane].v[i]);
+      });
+    });
+  }
+
+  // A warp, when no one needs the stages any more: its sums to shared memory, token by token.
+  template <class Warp>
+  NIBBLE_HD void StoreSums(const Warp& warp, int index, WarpState<Warp>& state) const {
+    warp.Each([&](int lane) {
+      ForSums(index, lane, [&](int tile, int i, int row, int token) {
+        Sums()[token * kBytesRows + row] = state.sums[tile][lane].v[i];
+      });
+    });
+  }
+
+  // All threads of a block of a cluster, `of_split`(s) being the sums of split s: this block's part
+  // of the outputs, split by split.
+  template <class OfSplit>
+  NIBBLE_HD void CombineSplits(int thread, int split, const OfSplit& of_split) const {
+    for (int i = split * kThreads + thread; i < kTokens * kBytesRows;
+         i += plan_.splits * kThreads) {
+      Sum sum = of_split(0)[i];
+      for (int s = 1; s < plan_.splits; ++s) sum += of_split(s)[i];
+      StoreOutput(i / kBytesRows, i % kBytesRows, sum);
+    }
+  }
+
+  NIBBLE_HD Sum* Sums() const { return reinterpret_cast<Sum*>(shared_); }
+
+ private:
+  // kRows rows from `first` on, 128 columns from `col` on; zeros where there are none.
+  template <int kRows>
+  NIBBLE_HD void StageRows(int thread, const uint8_t* rows, int64_t stride, int64_t first,
+                           int64_t count, int64_t col, uint8_t* to) const {
+    const int piece = thread % 8;
+    const int64_t at = col + 16 * piece;
+    const int bytes = static_cast<int>(Least(16, args_.weights.cols - at));
+    NIBBLE_UNROLL
+    for (int i = 0; i < kRows * 8 / kThreads; ++i) {
+      const int row = thread / 8 + i * (kThreads / 8);
+      const bool is_there = first + row < count && bytes > 0;
+      CopyAsync(to + row * kUnitBytes + 16 * (piece ^ row % 8),
+                rows + (is_there ? (first + row) * stride + at : 0), is_there ? bytes : 0);
+    }
+  }
+
+  NIBBLE_HD uint8_t* StageOf(int unit) const {
+    return shared_ + unit % plan_.stages * BytesStageBytes(kTokens);
+  }
+  // Calls visit(tile of tokens, element, row and token in the block) for the sums of a lane.
+  template <class Visit>
+  NIBBLE_HD void ForSums(int index, int lane, const Visit& visit) const {
+    NIBBLE_UNROLL
+    for (int tile = 0; tile < kTokenTiles; ++tile) {
+      NIBBLE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        visit(tile, i, index * 16 + lane / 4 + 8 * (i / 2), 8 * tile + 2 * (lane % 4) + i % 2);
+      }
+    }
+  }
+  NIBBLE_HD void StoreOutput(int token, int row, Sum sum) const {
+    if (first_token_ + token < args_.tokens && first_row_ + row < args_.weights.rows) {
+      args_.Store(first_token_ + token, first_row_ + row, static_cast<float>(sum));
+    }
+  }
+
+  const BytesArguments& args_;
+  const BytesPlan& plan_;
+  uint8_t* shared_;
+  int64_t first_row_, first_token_, first_col_;
+  int units_;
+};
+
+}  // namespace nibble::cuda
+
+#endif  // NIBBLE_CUDA_BYTES_H_
