@@ -1,5 +1,7 @@
-// Dequantize: every thread decodes four neighbouring weights, so that stores are whole and
-// coalesced; loads of codes hit the first cache.
+// Dequantize: a thread decodes eight neighbouring weights, which lie under one scale in most
+// formats, so that it is found once and stores are whole; loads of codes hit the first cache.
+#include <algorithm>
+
 #include "cuda/operations.h"
 #include "cuda/status.h"
 #include "cuda/weights.cuh"
@@ -8,6 +10,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = 1 << 14;  // more only prepare their sources more often
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads)
@@ -15,20 +18,21 @@ __global__ void __launch_bounds__(kThreads)
                  int64_t row_stride, bool aligned) {
   __shared__ float shared[Source::kSharedBytes / sizeof(float) + 1];
   source.Prepare(shared);
-  const int64_t quads = (cols + 3) / 4;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= rows * quads) return;
-  const int64_t row = item / quads, col = item % quads * 4;
-  const int64_t at = row * row_stride + col;
-  if (col + 4 > cols) {
-    for (int64_t c = col; c < cols; ++c) {
-      StoreElement(out, dtype, row * row_stride + c, source.Weight(row, c));
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    for (int64_t col = first; col < cols; col += int64_t{8} * kThreads * gridDim.x) {
+      const int64_t at = row * row_stride + col;
+      if (col + 8 > cols) {
+        for (int64_t c = col; c < cols; ++c) {
+          StoreElement(out, dtype, row * row_stride + c, source.Weight(row, c));
+        }
+        continue;
+      }
+      float weights[8];
+      source.Eight(row, col, weights);
+      StoreEight(out, dtype, at, weights, aligned);
     }
-    return;
   }
-  const float4 weights = {source.Weight(row, col), source.Weight(row, col + 1),
-                          source.Weight(row, col + 2), source.Weight(row, col + 3)};
-  StoreFour(out, dtype, at, weights, aligned);
 }
 
 }  // namespace
@@ -39,12 +43,13 @@ Status Dequantize(const QuantizedTensor& tensor, const MutableTensorView& out,
   if (out.rows != tensor.rows() || out.cols != tensor.cols()) {
     return InvalidArgument("output of another shape than the tensor");
   }
-  const int64_t items = out.rows * ((out.cols + 3) / 4);
-  if (items > int64_t{INT32_MAX} * kThreads)
-    return Unsupported("a matrix too large for one launch");
+  const int64_t across = std::min<int64_t>(BlocksFor((out.cols + 7) / 8, kThreads), kMostBlocks);
+  const int64_t down =
+      std::clamp<int64_t>(kMostBlocks / across, 1, std::min<int64_t>(out.rows, 65535));
+  const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(down));
   NIBBLE_RETURN_IF_ERROR(VisitSource(tensor, [&](auto source) {
-    DecodeKernel<<<BlocksFor(items, kThreads), kThreads, 0, StreamOf(parallel.stream)>>>(
-        source, out.rows, out.cols, out.data, out.dtype, out.row_stride, IsAlignedToFour(out));
+    DecodeKernel<<<grid, kThreads, 0, StreamOf(parallel.stream)>>>(
+        source, out.rows, out.cols, out.data, out.dtype, out.row_stride, IsAlignedTo16Bytes(out));
   }));
   return LaunchStatus("dequantize");
 }

@@ -34,27 +34,34 @@ __device__ inline void StoreElement(void* data, DType dtype, int64_t i, float x)
   }
 }
 
-// Four neighbours at once, where `aligned`: i and the base are at multiples of four elements.
-__device__ inline void StoreFour(void* data, DType dtype, int64_t i, float4 x, bool aligned) {
+// Two 16-bit floats of f16 or bf16.
+__device__ inline uint32_t PairBits(DType dtype, float low, float high) {
+  return dtype == DType::kF16 ? F16Bits(low) | uint32_t{F16Bits(high)} << 16
+                              : BF16Bits(low) | uint32_t{BF16Bits(high)} << 16;
+}
+
+// Eight neighbours, by stores of 16 bytes where `aligned`: i is a multiple of eight, and the view
+// is aligned to 16 bytes.
+__device__ inline void StoreEight(void* data, DType dtype, int64_t i, const float (&x)[8],
+                                  bool aligned) {
   if (!aligned) {
-    StoreElement(data, dtype, i, x.x);
-    StoreElement(data, dtype, i + 1, x.y);
-    StoreElement(data, dtype, i + 2, x.z);
-    StoreElement(data, dtype, i + 3, x.w);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) StoreElement(data, dtype, i + j, x[j]);
   } else if (dtype == DType::kF32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(data) + i) = x;
+    float4* to = reinterpret_cast<float4*>(static_cast<float*>(data) + i);
+    to[0] = make_float4(x[0], x[1], x[2], x[3]);
+    to[1] = make_float4(x[4], x[5], x[6], x[7]);
   } else {
-    const ushort4 bits =
-        dtype == DType::kF16
-            ? make_ushort4(F16Bits(x.x), F16Bits(x.y), F16Bits(x.z), F16Bits(x.w))
-            : make_ushort4(BF16Bits(x.x), BF16Bits(x.y), BF16Bits(x.z), BF16Bits(x.w));
-    *reinterpret_cast<ushort4*>(static_cast<uint16_t*>(data) + i) = bits;
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(data) + i) =
+        make_uint4(PairBits(dtype, x[0], x[1]), PairBits(dtype, x[2], x[3]),
+                   PairBits(dtype, x[4], x[5]), PairBits(dtype, x[6], x[7]));
   }
 }
 
-inline bool IsAlignedToFour(const TensorView& view) {
-  return view.row_stride % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(view.data) % (4 * DTypeBytes(view.dtype)) == 0;
+// Whether every row begins at a multiple of 16 bytes.
+inline bool IsAlignedTo16Bytes(const TensorView& view) {
+  return static_cast<size_t>(view.row_stride) * DTypeBytes(view.dtype) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
 // Blocks of `threads` that give every one of `count` items a thread.

@@ -36,7 +36,19 @@ struct Weights {
   Findings* findings;
 
   __device__ float Load(int64_t row, int64_t col) const {
-    const float x = LoadElement(data, dtype, row * row_stride + col);
+    return Checked(LoadElement(data, dtype, row * row_stride + col), row, col);
+  }
+  // Four neighbours; `aligned`: rows begin at multiples of 16 bytes.
+  __device__ float4 LoadFour(int64_t row, int64_t col, bool aligned) const {
+    if (!aligned || dtype != DType::kF32) {
+      return {Load(row, col), Load(row, col + 1), Load(row, col + 2), Load(row, col + 3)};
+    }
+    const float4 x =
+        *reinterpret_cast<const float4*>(static_cast<const float*>(data) + row * row_stride + col);
+    return {Checked(x.x, row, col), Checked(x.y, row, col + 1), Checked(x.z, row, col + 2),
+            Checked(x.w, row, col + 3)};
+  }
+  __device__ float Checked(float x, int64_t row, int64_t col) const {
     if (fabsf(x) <= limit) return x;
     if (!clamp) {
       atomicMin(&findings->bad_weight, static_cast<unsigned long long>(row * cols + col));
@@ -61,42 +73,85 @@ __device__ bool Overflows(float reciprocal) {
   return fabsf(reciprocal) == __int_as_float(0x7F800000);
 }
 
-// One block of 32 weights is a warp's; lane i has weight i.
-__device__ void EncodeLane(float w, int lane, BlockQ8_0& block) {
-  const float d = WarpMax(fabsf(w)) / 127.0f;
-  const float inverse = Reciprocal(d);
-  block.qs[lane] =
-      static_cast<int8_t>(Overflows(inverse) ? 0 : static_cast<int>(roundf(w * inverse)));
-  if (lane == 0) block.d = ToF16(d);
+// The largest of eight neighbouring lanes, each of which has four weights of a block of 32.
+__device__ float EightMax(float x) {
+  for (int step = 4; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+__device__ float Magnitude(const float4& w) {
+  return fmaxf(fmaxf(fabsf(w.x), fabsf(w.y)), fmaxf(fabsf(w.z), fabsf(w.w)));
 }
 
-__device__ void EncodeLane(float w, int lane, BlockQ4_0& block) {
+// Blocks are aligned to two bytes.
+__device__ void StoreWord(uint8_t* to, uint32_t word) {
+  auto* halves = reinterpret_cast<uint16_t*>(to);
+  halves[0] = static_cast<uint16_t>(word);
+  halves[1] = static_cast<uint16_t>(word >> 16);
+}
+
+// Lane `part` of the eight of a block has weights 4 part .. + 3; `store`: there is such a block.
+__device__ void EncodeQuad(const float4& w, int part, bool store, BlockQ8_0* block) {
+  const float d = EightMax(Magnitude(w)) / 127.0f;
+  const float inverse = Reciprocal(d);
+  const auto code = [&](float x) {
+    return Overflows(inverse) ? 0u
+                              : static_cast<uint32_t>(static_cast<int>(roundf(x * inverse))) & 0xFF;
+  };
+  if (!store) return;
+  StoreWord(reinterpret_cast<uint8_t*>(block->qs) + 4 * part,
+            code(w.x) | code(w.y) << 8 | code(w.z) << 16 | code(w.w) << 24);
+  if (part == 0) block->d = ToF16(d);
+}
+
+__device__ void EncodeQuad(const float4& w, int part, bool store, BlockQ4_0* block) {
   // The first weight of the largest magnitude, with its sign, becomes code 0.
-  const float magnitude = WarpMax(fabsf(w));
-  const unsigned largest = __ballot_sync(kAllLanes, fabsf(w) == magnitude);
-  const float d = __shfl_sync(kAllLanes, w, __ffs(static_cast<int>(largest)) - 1) / -8.0f;
+  const float magnitude = EightMax(Magnitude(w));
+  const float mine = fabsf(w.x) == magnitude   ? w.x
+                     : fabsf(w.y) == magnitude ? w.y
+                     : fabsf(w.z) == magnitude ? w.z
+                                               : w.w;
+  const unsigned lane = threadIdx.x % 32, first_of_block = lane / 8 * 8;
+  const unsigned have = __ballot_sync(kAllLanes, fabsf(mine) == magnitude);
+  const int from = __ffs(static_cast<int>(have >> first_of_block & 0xFFu)) - 1;
+  const float d =
+      __shfl_sync(kAllLanes, mine, static_cast<int>(first_of_block) + max(from, 0)) / -8.0f;
   const float inverse = Reciprocal(d);
-  const int code = Overflows(inverse) ? 0 : min(static_cast<int>(w * inverse + 8.5f), 15);
-  const int high = __shfl_down_sync(kAllLanes, code, 16);
-  if (lane < 16) block.qs[lane] = static_cast<uint8_t>(code | high << 4);
-  if (lane == 0) block.d = ToF16(d);
+  const auto code = [&](float x) {
+    return Overflows(inverse)
+               ? 0u
+               : static_cast<uint32_t>(min(static_cast<int>(x * inverse + 8.5f), 15));
+  };
+  const uint32_t codes = code(w.x) | code(w.y) << 8 | code(w.z) << 16 | code(w.w) << 24;
+  const uint32_t high = __shfl_down_sync(kAllLanes, codes, 4);  // of the weights 16 further
+  if (!store || part >= 4) return;
+  StoreWord(block->qs + 4 * part, codes | high << 4);
+  if (part == 0) block->d = ToF16(d);
 }
 
+// A thread takes four weights of a row; rows follow one another along y.
 template <class Block>
 __global__ void __launch_bounds__(kThreads)
-    EncodeBlocksKernel(Weights weights, Block* blocks, int64_t block_count) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (at >= block_count) return;
-  const int lane = static_cast<int>(threadIdx.x % 32);
+    EncodeBlocksKernel(Weights weights, Block* blocks, bool aligned) {
+  const int64_t quad = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t per_row = weights.cols / 32;
-  EncodeLane(weights.Load(at / per_row, at % per_row * 32 + lane), lane, blocks[at]);
+  const bool store = quad / 8 < per_row;
+  for (int64_t row = blockIdx.y; row < weights.rows; row += gridDim.y) {
+    const float4 w = store ? weights.LoadFour(row, 4 * quad, aligned) : float4{};
+    EncodeQuad(w, static_cast<int>(quad % 8), store, blocks + row * per_row + quad / 8);
+  }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    ConvertKernel(Weights weights, void* out, DType dtype, int64_t count) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count) return;
-  StoreElement(out, dtype, i, weights.Load(i / weights.cols, i % weights.cols));
+__global__ void __launch_bounds__(kThreads) ConvertKernel(Weights weights, void* out, DType dtype) {
+  const int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (col >= weights.cols) return;
+  for (int64_t row = blockIdx.y; row < weights.rows; row += gridDim.y) {
+    StoreElement(out, dtype, row * weights.cols + col, weights.Load(row, col));
+  }
+}
+
+// Blocks of threads for `items` along a row, and for rows.
+dim3 GridOf(int64_t items, int64_t rows) {
+  return dim3(BlocksFor(items, kThreads), static_cast<unsigned>(std::min<int64_t>(rows, 65535)));
 }
 
 // Where a planar tensor is written.
@@ -167,11 +222,17 @@ __global__ void FitTensorKernel(const Range* ranges, int64_t rows, PlanarOut out
   if (threadIdx.x == 0) FitAndStore(out, book, {low, high}, 0, findings);
 }
 
-__device__ uint32_t ChooseCode(const Scheme& s, const PlanarCodebook& book, float x, float scale,
-                               float zero) {
+// What ChooseKernel looks up, in shared memory: the values between codes, and codes by rank.
+struct Ranks {
+  float midpoints[256];
+  uint8_t code_of_rank[256];
+};
+
+__device__ uint32_t ChooseCode(const Scheme& s, const PlanarCodebook& book, const Ranks& ranks,
+                               float x, float scale, float zero) {
   if (book.values_count > 0) {
-    return book
-        .code_of_rank[NearestRank(book.midpoints, book.values_count, x * InverseScale(scale))];
+    return ranks
+        .code_of_rank[NearestRank(ranks.midpoints, book.values_count, x * InverseScale(scale))];
   }
   const float divisor = scale != 0.0f ? scale : 1.0f;
   if (s.code == Code::kF8E4M3) return FloatToF8E4M3(x / divisor);
@@ -180,27 +241,59 @@ __device__ uint32_t ChooseCode(const Scheme& s, const PlanarCodebook& book, floa
   return static_cast<uint32_t>(code) & ((1u << s.bits) - 1);
 }
 
-// A thread packs eight weights of a row, whose codes begin and end at bytes.
+// A thread packs eight weights of a row, whose codes begin and end at bytes; rows follow one
+// another along y.
 __global__ void __launch_bounds__(kThreads)
-    ChooseKernel(Weights weights, PlanarOut out, const __grid_constant__ PlanarCodebook book) {
-  const int64_t eights = (weights.cols + 7) / 8;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (item >= weights.rows * eights) return;
-  const int64_t row = item / eights, begin = item % eights * 8;
+    ChooseKernel(Weights weights, PlanarOut out, const __grid_constant__ PlanarCodebook book,
+                 bool aligned) {
+  __shared__ Ranks ranks;
+  for (int i = static_cast<int>(threadIdx.x); i < book.values_count; i += kThreads) {
+    ranks.midpoints[i] = book.midpoints[i];
+    ranks.code_of_rank[i] = book.code_of_rank[i];
+  }
+  __syncthreads();
+  const int64_t begin = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
+  if (begin >= weights.cols) return;
   const int count = static_cast<int>(min(static_cast<int64_t>(8), weights.cols - begin));
   const Scheme& s = out.scheme;
-  uint64_t packed = 0;
-  for (int i = 0; i < count; ++i) {
-    const int64_t at =
-        s.granularity == Granularity::kTensor ? 0 : row * out.groups + (begin + i) / out.group_size;
-    const float scale = LoadElement(out.scales, s.scale_dtype, at);
-    const float zero = s.symmetric ? 0.0f : LoadPlaneFloat(out.zeros, s.zero_dtype, at);
-    const uint64_t code = ChooseCode(s, book, weights.Load(row, begin + i), scale, zero);
-    packed |= code << (i * s.bits);
-  }
-  uint8_t* to = out.codes + row * PlanarRowBytes(s.bits, weights.cols) + begin / 8 * s.bits;
-  for (int byte = 0; byte < (count * s.bits + 7) / 8; ++byte) {
-    to[byte] = static_cast<uint8_t>(packed >> (8 * byte));
+  const int64_t first_group = begin / out.group_size;
+  const int to_next_group =
+      static_cast<int>(min(static_cast<int64_t>(8), (first_group + 1) * out.group_size - begin));
+  for (int64_t row = blockIdx.y; row < weights.rows; row += gridDim.y) {
+    float x[8];
+    if (count == 8) {
+      const float4 low = weights.LoadFour(row, begin, aligned);
+      const float4 high = weights.LoadFour(row, begin + 4, aligned);
+      x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+      x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = i < count ? weights.Load(row, begin + i) : 0.0f;
+    }
+    float scale = 0, zero = 0;
+    uint64_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i >= count) break;
+      if (i == 0 || i >= to_next_group) {
+        const int64_t group = i < to_next_group ? first_group : (begin + i) / out.group_size;
+        const int64_t at = s.granularity == Granularity::kTensor ? 0 : row * out.groups + group;
+        scale = LoadElement(out.scales, s.scale_dtype, at);
+        zero = s.symmetric ? 0.0f : LoadPlaneFloat(out.zeros, s.zero_dtype, at);
+      }
+      const uint64_t code = ChooseCode(s, book, ranks, x[i], scale, zero);
+      packed |= code << (i * s.bits);
+    }
+    uint8_t* to = out.codes + row * PlanarRowBytes(s.bits, weights.cols) + begin / 8 * s.bits;
+    const int bytes = (count * s.bits + 7) / 8;
+    if (bytes == 4 && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+      *reinterpret_cast<uint32_t*>(to) = static_cast<uint32_t>(packed);
+    } else if (bytes == 8 && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+      *reinterpret_cast<uint64_t*>(to) = packed;
+    } else {
+      for (int byte = 0; byte < bytes; ++byte)
+        to[byte] = static_cast<uint8_t>(packed >> (8 * byte));
+    }
   }
 }
 
@@ -305,17 +398,17 @@ Status QuantizeTo(const TensorView& weights, Format format, std::span<std::byte>
   const int64_t count = weights.rows * weights.cols;
   if (count / kThreads >= INT32_MAX) return Unsupported("a matrix too large for one launch");
   const auto scalars = [&](DType dtype) {
-    ConvertKernel<<<BlocksFor(count, kThreads), kThreads, 0, queue>>>(source, out.data(), dtype,
-                                                                      count);
+    ConvertKernel<<<GridOf(weights.cols, weights.rows), kThreads, 0, queue>>>(source, out.data(),
+                                                                              dtype);
   };
   switch (format) {
     case Format::kQ8_0:
-      EncodeBlocksKernel<<<BlocksFor(count, kThreads), kThreads, 0, queue>>>(
-          source, reinterpret_cast<BlockQ8_0*>(out.data()), count / 32);
+      EncodeBlocksKernel<<<GridOf(weights.cols / 4, weights.rows), kThreads, 0, queue>>>(
+          source, reinterpret_cast<BlockQ8_0*>(out.data()), IsAlignedTo16Bytes(weights));
       break;
     case Format::kQ4_0:
-      EncodeBlocksKernel<<<BlocksFor(count, kThreads), kThreads, 0, queue>>>(
-          source, reinterpret_cast<BlockQ4_0*>(out.data()), count / 32);
+      EncodeBlocksKernel<<<GridOf(weights.cols / 4, weights.rows), kThreads, 0, queue>>>(
+          source, reinterpret_cast<BlockQ4_0*>(out.data()), IsAlignedTo16Bytes(weights));
       break;
     case Format::kF32:
       scalars(DType::kF32);
@@ -384,8 +477,8 @@ Result<QuantizedTensor> QuantizePlanar(const TensorView& weights, const Scheme& 
   if (one_scale) {
     FitTensorKernel<<<1, 32, 0, queue>>>(row_ranges, rows, out, book, source.findings);
   }
-  ChooseKernel<<<BlocksFor(rows * ((cols + 7) / 8), kThreads), kThreads, 0, queue>>>(source, out,
-                                                                                     book);
+  ChooseKernel<<<GridOf((cols + 7) / 8, rows), kThreads, 0, queue>>>(source, out, book,
+                                                                     IsAlignedTo16Bytes(weights));
   if (scheme.double_quant) {
     const float* exact = reinterpret_cast<const float*>(exact_scales.data());
     MeanKernel<<<1, 1, 0, queue>>>(exact, scale_count, plane(Plane::kSuperScales));

@@ -12,7 +12,8 @@
 
 namespace nibble::cuda {
 
-// A source gives weights by row and column; Prepare() runs once in every thread of a block first.
+// A source gives weights by row and column, or eight of them from a column on that is a multiple of
+// eight; Prepare() runs once in every thread of a block first.
 
 template <class Codec>
 struct BlockSource {
@@ -24,6 +25,19 @@ struct BlockSource {
   __device__ float Weight(int64_t row, int64_t col) const {
     return DecodeWeight<Codec>(blocks[row * blocks_per_row + col / Codec::kWeights],
                                static_cast<int>(col % Codec::kWeights));
+  }
+  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
+    static_assert(Codec::kGroup % 8 == 0);
+    const typename Codec::Block& block = blocks[row * blocks_per_row + col / Codec::kWeights];
+    const int first = static_cast<int>(col % Codec::kWeights), group = first / Codec::kGroup;
+    const float scale = Codec::Scale(block, group);
+    float min = 0;
+    if constexpr (Codec::kHasMin) min = Codec::Min(block, group);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      weights[i] = scale * static_cast<float>(Codec::Code(block, first + i));
+      if constexpr (Codec::kHasMin) weights[i] -= min;
+    }
   }
 };
 
@@ -38,19 +52,27 @@ struct ScalarSource {
   __device__ float Weight(int64_t row, int64_t col) const {
     return LoadElement(data, dtype, row * cols + col);
   }
+  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) weights[i] = Weight(row, col + i);
+  }
 };
 
 struct PlanarSource {
   PlanarPlanes planes;
-  const float* dynamic_map;  // in shared memory, filled by Prepare
+  // In shared memory, filled by Prepare: what codes of weights, and of scales, stand for.
+  const float* values;
+  const float* dynamic_map;
 
-  static constexpr int kSharedBytes = 256 * sizeof(float);
+  static constexpr int kSharedBytes = 512 * sizeof(float);
   __device__ void Prepare(float* shared) {
-    if (planes.scheme.double_quant) {
-      for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) shared[i] = DynamicMapValue(i);
-      __syncthreads();
+    for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) {
+      if (i < 1u << planes.scheme.bits) shared[i] = CodeValue(planes.scheme, i, planes.table);
+      if (planes.scheme.double_quant) shared[256 + i] = DynamicMapValue(i);
     }
-    dynamic_map = shared;
+    __syncthreads();
+    values = shared;
+    dynamic_map = shared + 256;
   }
   __device__ float Scale(int64_t at) const {
     if (!planes.scheme.double_quant) return planes.Scale(at);
@@ -60,15 +82,43 @@ struct PlanarSource {
     const float mean = LoadPlaneFloat(planes.super_scales, DType::kF32, blocks);
     return dynamic_map[planes.scales[at]] * maximum + mean;
   }
-  // NaN where the group index of the column is none of the groups: there is no one to tell.
   __device__ float Weight(int64_t row, int64_t col) const {
-    const int64_t group = planes.Group(col);
-    if (group < 0 || group >= planes.groups) return __int_as_float(0x7FC00000);
-    const int64_t at = planes.ScaleAt(row, group);
+    const ScaleZero fit = Fit(row, col);
+    const uint8_t* stream = planes.codes + row * PlanarRowBytes(planes.scheme.bits, planes.cols);
+    return Scaled(fit, PlanarCode(stream, planes.scheme.bits, col));
+  }
+  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
     const Scheme& scheme = planes.scheme;
-    const uint8_t* stream = planes.codes + row * PlanarRowBytes(scheme.bits, planes.cols);
-    const float value = CodeValue(scheme, PlanarCode(stream, scheme.bits, col), planes.table);
-    return Scale(at) * (scheme.symmetric ? value : value - planes.Zero(at));
+    const bool shared_scale =
+        planes.group_index == nullptr &&
+        (scheme.granularity != Granularity::kGroup || scheme.group_size % 8 == 0);
+    // Eight codes take as many bytes as one has bits.
+    const uint8_t* stream =
+        planes.codes + row * PlanarRowBytes(scheme.bits, planes.cols) + col / 8 * scheme.bits;
+    uint64_t codes = 0;
+    for (int i = 0; i < scheme.bits; ++i) codes |= static_cast<uint64_t>(stream[i]) << (8 * i);
+    ScaleZero fit = Fit(row, col);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (!shared_scale && i > 0) fit = Fit(row, col + i);
+      weights[i] = Scaled(
+          fit, static_cast<uint32_t>(codes >> (i * scheme.bits)) & ((1u << scheme.bits) - 1));
+    }
+  }
+
+ private:
+  struct ScaleZero {
+    float scale, zero;
+  };
+  // NaN where the group index of the column is none of the groups: there is no one to tell.
+  __device__ ScaleZero Fit(int64_t row, int64_t col) const {
+    const int64_t group = planes.Group(col);
+    if (group < 0 || group >= planes.groups) return {__int_as_float(0x7FC00000), 0.0f};
+    const int64_t at = planes.ScaleAt(row, group);
+    return {Scale(at), planes.Zero(at)};
+  }
+  __device__ float Scaled(ScaleZero fit, uint32_t code) const {
+    return fit.scale * (planes.scheme.symmetric ? values[code] : values[code] - fit.zero);
   }
 };
 
@@ -91,7 +141,9 @@ Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
     return InvalidArgument("the tensor is not in device memory, as other operands are");
   }
   if (!tensor.is_block_format()) {
-    visitor(PlanarSource{PlanesOnDevice(tensor), nullptr});
+    PlanarSource source = {};
+    source.planes = PlanesOnDevice(tensor);
+    visitor(source);
     return OkStatus();
   }
   const auto* blocks = reinterpret_cast<const uint8_t*>(tensor.plane(Plane::kCodes).data());

@@ -260,16 +260,19 @@ class Benchmark {
       }
       std::printf(" %.0f%% |\n", OfBandwidth(static_cast<double>(f16.bytes()), dense_seconds[0]));
     }
-    for (const auto& [name, tensor] : tensors) {
+    // Weights as `name`, packed for a precision.
+    const auto row = [&](const std::string& name, const QuantizedTensor& tensor,
+                         Precision precision) {
       std::vector<PackedWeights> packed;
       for (const QuantizedTensor& copy : OnDevice(tensor)) {
-        packed.push_back(Must(Pack(copy, Precision::kInt8, {})));
+        packed.push_back(Must(Pack(copy, precision)));
       }
       CheckCuda(cudaDeviceSynchronize());
       std::printf("| %s, times cuBLAS |", name.c_str());
       double first = 0;
       MatmulOptions options;
       options.parallel = parallel_;
+      options.precision = precision;
       for (size_t j = 0; j < std::size(kMs); ++j) {
         TensorView a = activations.view();
         MutableTensorView o = out.mutable_view();
@@ -281,6 +284,13 @@ class Benchmark {
       }
       std::printf(" %.0f%% |\n", OfBandwidth(static_cast<double>(tensor.bytes()), first));
       std::fflush(stdout);
+    };
+    for (const auto& [name, tensor] : tensors) {
+      row(name, tensor, Precision::kInt8);
+      // With activations rounded to eight bits on the way.
+      if (name == "int8 sym channel" || name == "f8_e4m3 channel") {
+        row(name + " W8A8", tensor, Precision::kInt8PerRow);
+      }
     }
   }
 
