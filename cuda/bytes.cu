@@ -82,18 +82,23 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A block rounds a row of activations, as the CPU does: scale = max|row| / the largest code; a row
-// with a value that is not finite has a scale that is none.
+// with a value that is not finite has a scale that is none. Columns that are `skipped`, if there
+// are any, count as zeros.
 template <DType kType>
 __global__ void __launch_bounds__(kThreads)
-    RoundKernel(const __grid_constant__ Activations activations, int64_t stride, uint8_t* codes,
-                float* scales) {
+    RoundKernel(const __grid_constant__ Activations activations, const uint8_t* skipped,
+                int64_t stride, uint8_t* codes, float* scales) {
   constexpr float kLargest = kType == DType::kI8 ? 127.0f : 448.0f;
   __shared__ float most[kWarps];
   const int64_t row = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   // The bits of a magnitude have the order of the numbers, infinity and NaN above them.
+  const auto is_taken = [&](int64_t col) {
+    return col < activations.cols && (skipped == nullptr || skipped[col] == 0);
+  };
   uint32_t mine = 0;
   for (int64_t col = thread; col < activations.cols; col += kThreads) {
+    if (!is_taken(col)) continue;
     mine = max(mine, __float_as_uint(activations.At(row, col)) & 0x7FFFFFFFu);
   }
   mine = __reduce_max_sync(0xFFFFFFFFu, mine);
@@ -106,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   const float inverse = is_finite && largest > 0 ? kLargest / largest : 0.0f;
   for (int64_t col = thread; col < stride; col += kThreads) {
     uint8_t code = 0;
-    if (is_finite && col < activations.cols) {
+    if (is_finite && is_taken(col)) {
       const float x = activations.At(row, col) * inverse;
       if constexpr (kType == DType::kI8) {
         code = static_cast<uint8_t>(min(max(__float2int_rn(x), -128), 127));
@@ -159,7 +164,7 @@ bool TakesBytes(const QuantizedTensor& weights, DType activations, const MatmulO
 
 Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights,
                    const MutableTensorView& out, const MatmulOptions& options,
-                   const DeviceLimits& limits) {
+                   const DeviceLimits& limits, const uint8_t* skipped) {
   const cudaStream_t stream = StreamOf(options.parallel.stream);
   const bool is_int8 = weights.scheme().code == Code::kUniform;
   if (activations.rows > INT32_MAX) return Unsupported("matmul: too many activation rows");
@@ -191,7 +196,7 @@ Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights
                                 activations.cols, activations.row_stride, false};
     const auto round = is_int8 ? RoundKernel<DType::kI8> : RoundKernel<DType::kF8E4M3>;
     round<<<static_cast<unsigned>(args.tokens), kThreads, 0, stream>>>(
-        source, args.activation_stride, to, rounded_scales);
+        source, skipped, args.activation_stride, to, rounded_scales);
     NIBBLE_RETURN_IF_ERROR(LaunchStatus("matmul"));
   }
   return is_int8 ? LaunchBytes<DType::kI8>(args, limits, stream)

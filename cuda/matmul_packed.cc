@@ -76,23 +76,6 @@ Result<Records> MakeRecords(const QuantizedTensor& weights, Stream stream) {
   return made;
 }
 
-Result<DeviceLimits> Limits() {
-  int device = 0, major = 0, minor = 0;
-  DeviceLimits limits;
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(
-      &limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  limits.has_clusters = major >= 9;
-  limits.has_float8 = 10 * major + minor >= 89;
-  return limits;
-}
-
 DType OperandType(DType activations) {
   return activations == DType::kF16 ? DType::kF16 : DType::kBF16;
 }
@@ -240,6 +223,23 @@ Activations ActivationsOf(const TensorView& view) {
 }
 
 }  // namespace
+
+Result<DeviceLimits> Limits() {
+  int device = 0, major = 0, minor = 0;
+  DeviceLimits limits;
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(
+      &limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  NIBBLE_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  limits.has_clusters = major >= 9;
+  limits.has_float8 = 10 * major + minor >= 89;
+  return limits;
+}
 
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel) {

@@ -72,7 +72,7 @@ Status CheckByteOperands(const TensorView& activations, int64_t rows, int64_t co
 
 void RegisterOperations() {
   static constexpr Backend kBackend = {Allocate, QuantizeTo, QuantizePlanar, Dequantize,
-                                       Matmul,   Pack,       MatmulGroup};
+                                       Matmul,   Pack,       MatmulGroup,    MatmulLlmInt8};
   RegisterBackend(Device::kCuda, &kBackend);
 }
 

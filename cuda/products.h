@@ -38,10 +38,17 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
 // Whether MatmulBytes serves a product with activations of a type: weights of eight bits, and
 // activations that are too, or are to be rounded so.
 bool TakesBytes(const QuantizedTensor& weights, DType activations, const MatmulOptions& options);
-// The product of checked operands, of int8 or f8_e4m3 with a scale for each row of either.
+// The product of checked operands, of int8 or f8_e4m3 with a scale for each row of either. Columns
+// of activations that are rounded here and are `skipped`, a byte for each, count as zeros.
 Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights,
                    const MutableTensorView& out, const MatmulOptions& options,
-                   const DeviceLimits& limits);
+                   const DeviceLimits& limits, const uint8_t* skipped = nullptr);
+// nibble::MatmulLlmInt8, without waiting for the columns found.
+Status MatmulLlmInt8(const TensorView& activations, const QuantizedTensor& weights,
+                     const MutableTensorView& out, float threshold, const MatmulOptions& options);
+
+// What the current device allows.
+Result<DeviceLimits> Limits();
 
 // Writes the records of `packed`, whose pointers are set, on `stream`.
 Status LaunchPack(const QuantizedTensor& weights, const PackedPlan& packed, cudaStream_t stream);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "nibble/llm_int8.h"
 
 namespace nibble {
 namespace {
@@ -57,8 +58,14 @@ Status MatmulMembers(const TensorView& activations, std::span<const MatmulMember
   last_call = {activations.data, members[0].out.data, options.parallel.stream};
   return OkStatus();
 }
+Status MatmulMixed(const TensorView& activations, const QuantizedTensor&,
+                   const MutableTensorView& out, float threshold, const MatmulOptions& options) {
+  EXPECT_EQ(threshold, 3.0f);
+  last_call = {activations.data, out.data, options.parallel.stream};
+  return OkStatus();
+}
 constexpr Backend kRecorder = {Allocate,  QuantizeBlocks, QuantizePlanar, DequantizeAny,
-                               MatmulAny, PackAny,        MatmulMembers};
+                               MatmulAny, PackAny,        MatmulMembers,  MatmulMixed};
 
 class BackendTest : public testing::Test {
  protected:
@@ -125,6 +132,10 @@ TEST_F(BackendTest, TakesTheCallsWithTheirStream) {
   last_call = {};
   EXPECT_TRUE(MatmulGroup(view_, {&member, 1}, product).ok());
   EXPECT_EQ(last_call.output, view_.data);
+
+  last_call = {};
+  EXPECT_TRUE(MatmulLlmInt8(view_, *blocks, view_, 3.0f, product).ok());
+  EXPECT_EQ(last_call.stream, &stream_);
 
   // Products in host memory cannot take them.
   std::vector<float> host(64);

@@ -36,6 +36,9 @@ struct Backend {
   // The members' lists of rows lie on the device too.
   Status (*matmul_group)(const TensorView& activations, std::span<const MatmulMember> members,
                          const MatmulOptions& options);
+  Status (*matmul_llm_int8)(const TensorView& activations, const QuantizedTensor& weights,
+                            const MutableTensorView& out, float threshold,
+                            const MatmulOptions& options);
 };
 
 // Makes `backend`, which must live for ever, serve a device. From any thread; again is harmless.

@@ -10,6 +10,7 @@
 #include "kernels/gemm_w8a8.h"
 #include "lib/quantize/checks.h"
 #include "lib/quantize/planar.h"
+#include "nibble/backend.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -153,6 +154,10 @@ Status Matmul(TensorView activations, const SplitInt8& weights, MutableTensorVie
 
 Status MatmulLlmInt8(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
                      float threshold, const MatmulOptions& options) {
+  if (out.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(out.device));
+    return backend->matmul_llm_int8(activations, weights, out, threshold, options);
+  }
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(activations, "activations"));
   if (weights.is_block_format() || !TakesW8A8(PlanesOf(weights))) {
     return Unsupported("LLM.int8() products need weights \"int8 sym\" by channel or tensor");

@@ -1,6 +1,7 @@
 // Products of bytes on the device: those of int8 are the CPU's to the bit.
 #include <cmath>
 
+#include "nibble/llm_int8.h"
 #include "nibble/matmul.h"
 #include "tests/cuda/gpu.h"
 #include "tests/cuda/products.h"
@@ -96,6 +97,31 @@ TEST_F(BytesGpuTest, MultipliesFloatsOfEightBits) {
       }
     }
     ExpectProducts(OnHost(out), rounded, {}, weights, shape.m_rows, 0x1p-10, "f8");
+  }
+}
+
+TEST_F(BytesGpuTest, LlmInt8KeepsOutlierColumns) {
+  for (const Shape& shape : kShapes) {
+    const QuantizedTensor weights = PlanarWeights("int8 sym channel", shape.rows, shape.cols);
+    std::vector<float> a = RandomValues(shape.m_rows * shape.cols, 5);
+    for (int64_t m = 0; m < shape.m_rows; ++m) {
+      a[static_cast<size_t>(m * shape.cols + 3)] *= 40;
+      a[static_cast<size_t>(m * shape.cols + shape.cols - 1)] *= 30;
+    }
+    const TensorView activations = ViewOf(a.data(), shape.m_rows, shape.cols);
+    std::vector<float> want(static_cast<size_t>(shape.m_rows * shape.rows));
+    ASSERT_TRUE(
+        MatmulLlmInt8(activations, weights, ViewOf(want.data(), shape.m_rows, shape.rows)).ok());
+    const QuantizedTensor on_device = MustHave(cuda::ToDevice(weights));
+    const Tensor a_on_device = MustHave(cuda::ToDevice(activations));
+    Tensor out = MustHave(cuda::AllocateTensor(DType::kF32, shape.m_rows, shape.rows));
+    const Status status = MatmulLlmInt8(a_on_device.view(), on_device, out.mutable_view());
+    ASSERT_TRUE(status.ok()) << status.message();
+    const std::vector<float> got = OnHost(out);
+    float largest = 0;
+    for (float x : want) largest = std::max(largest, std::fabs(x));
+    // The integers are the same; a few sums of f32 are in another order.
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5f * largest) << i;
   }
 }
 
