@@ -2,8 +2,8 @@
 //
 // What a model loses when matrix i is rounded to format f is taken as slope_i * error_i(f): the
 // relative error of the matrix' output times a factor of its own, as in the linearity theorem of
-// HIGGS (arXiv 2411.17525). The factors are measured on text, one matrix at a time; the sum over
-// matrices is then made least by choosing formats: a knapsack.
+// HIGGS (arXiv 2411.17525). The factors are measured on text, one matrix at a time; without a text
+// they are rough shares. The sum over matrices is then made least by choosing formats: a knapsack.
 #ifndef NIBBLE_BUDGET_H_
 #define NIBBLE_BUDGET_H_
 
@@ -49,13 +49,15 @@ struct FormatError {
 struct MatrixSensitivity {
   std::string name;
   std::vector<FormatError> errors;  // of every candidate that its rows fit
-  // The mean KL divergence of the model with this matrix alone in the format `probe`, in nats;
-  // unless measured, errors of all matrices count alike.
+  // What its error counts where nothing else is known: 1 for the matrix that makes the logits, for
+  // all others together as much again. On the reference model both sums of factors are near 1.5.
+  double share = 1;
+  // The mean KL divergence of the model with this matrix alone in the format `probe`, in nats.
   Format probe = Format::kF32;
   std::optional<double> kl;
 
   std::optional<double> ErrorOf(Format format) const;
-  // What the model loses: in nats where `kl` was measured, else the relative error.
+  // What the model loses: in nats where `kl` was measured, else the error times the share.
   std::optional<double> LossOf(Format format) const;
 };
 

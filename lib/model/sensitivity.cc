@@ -155,7 +155,13 @@ class Measurement {
       if (!choices[i].quantizable || tensor.rows() == 0 || tensor.cols() == 0) continue;
       tensors_.push_back(&tensor);
       importance_.push_back(MeanSquaresOf(options_.importance, tensor));
-      result_.matrices.push_back({tensor.name, {}, ProbeOf(tensor.cols()), {}});
+      result_.matrices.push_back({tensor.name, {}, 1, ProbeOf(tensor.cols()), {}});
+    }
+    const bool tied = source_.Find("output.weight") == nullptr;
+    const std::string output = tied ? "token_embd.weight" : "output.weight";
+    const double others = static_cast<double>(std::max<size_t>(2, tensors_.size()) - 1);
+    for (MatrixSensitivity& matrix : result_.matrices) {
+      if (matrix.name != output) matrix.share = 1 / others;
     }
     Status read;
     result_.source = HashOf(source_, tensors_, &read);
@@ -278,7 +284,8 @@ std::optional<double> MatrixSensitivity::ErrorOf(Format format) const {
 
 std::optional<double> MatrixSensitivity::LossOf(Format format) const {
   const std::optional<double> error = ErrorOf(format);
-  if (!error || !kl) return error;
+  if (!error) return error;
+  if (!kl) return share * *error;
   const double probed = ErrorOf(probe).value_or(0);
   return probed > 0 ? *kl * *error / probed : 0.0;
 }

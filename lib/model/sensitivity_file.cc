@@ -34,6 +34,7 @@ Result<MatrixSensitivity> ParseMatrix(const nlohmann::json& json, const std::str
   const std::string where = file + ": " + Printable(matrix.name);
   NIBBLE_ASSIGN_OR_RETURN(const std::string probe, object.StringOr("probe", ""));
   NIBBLE_ASSIGN_OR_RETURN(matrix.probe, FormatNamed(probe, where));
+  NIBBLE_ASSIGN_OR_RETURN(matrix.share, object.PositiveOr("share", 1));
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject errors, object.ObjectOr("errors"));
   for (const auto& [name, error] : errors.json().items()) {
     NIBBLE_ASSIGN_OR_RETURN(const Format format, FormatNamed(name, where));
@@ -57,6 +58,7 @@ Status Sensitivity::Save(const std::string& path) const {
   document["matrices"] = nlohmann::ordered_json::array();
   for (const MatrixSensitivity& matrix : matrices) {
     nlohmann::ordered_json json = {{"name", matrix.name},
+                                   {"share", matrix.share},
                                    {"probe", GetFormatInfo(matrix.probe).name}};
     for (const FormatError& error : matrix.errors) {
       json["errors"][GetFormatInfo(error.format).name] = error.error;

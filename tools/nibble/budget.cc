@@ -126,7 +126,7 @@ Result<BudgetMix> FindMix(const BudgetOptions& options, const BudgetInputs& inpu
 }
 
 std::string MixTable(const BudgetMix& mix, bool measured) {
-  Table table({"matrix", "format", "size", measured ? "KL alone" : "error"},
+  Table table({"matrix", "format", "size", measured ? "KL alone" : "error x share"},
               {false, false, true, true});
   for (const BudgetChoice& choice : mix.choices) {
     table.Add({choice.name,
@@ -136,7 +136,7 @@ std::string MixTable(const BudgetMix& mix, bool measured) {
   return table.Text() +
          fmt::format("{}: {:.4g}\n",
                      measured ? "sum of the matrices' divergences, rounded without feedback"
-                              : "sum of the matrices' relative errors",
+                              : "sum of the matrices' relative errors by their shares",
                      mix.loss);
 }
 
