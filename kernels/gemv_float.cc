@@ -1,6 +1,7 @@
 #include "kernels/gemv_float.h"
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "hwy/aligned_allocator.h"
@@ -78,7 +79,14 @@ HWY_INLINE void MultiplyStreams(const std::byte* const* rows, int64_t cols, cons
     for (; k + lanes <= end; k += lanes) step(load_whole, k);
     if (k < end) {
       const size_t rest = static_cast<size_t>(end - k);
-      step([rest](auto d, const auto* p) HWY_ATTR { return hn::LoadN(d, p, rest); }, k);
+      // Copied, because the address may be odd, which loads of one number do not take.
+      const auto load_rest = [rest](auto d, const auto* p) HWY_ATTR {
+        alignas(64) hn::TFromD<decltype(d)> numbers[hn::MaxLanes(d)];
+        std::memset(numbers, 0, sizeof(numbers));
+        std::memcpy(numbers, p, rest * sizeof(*p));
+        return hn::Load(d, numbers);
+      };
+      step(load_rest, k);
     }
     t00 = hn::Add(t00, s00), t01 = hn::Add(t01, s01);
     t02 = hn::Add(t02, s02), t03 = hn::Add(t03, s03);
