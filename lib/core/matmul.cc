@@ -27,8 +27,10 @@ namespace {
 
 // Tiles hold 16 activation rows; with fewer than half of them, decoding for vectors is faster.
 constexpr int64_t kFewestTileRows = 8;
-// With packed weights, int8 dot products beat decoding for tiles while activations are few.
+// With blocks, int8 dot products beat decoding for tiles while activations are few: packed blocks,
+// and canonical ones.
 constexpr int64_t kMostInt8Rows = 24;
+constexpr int64_t kMostInt8RowsOfBlocks = 12;
 
 bool IsActivationType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
@@ -219,11 +221,12 @@ class Group {
     const bool is_block = GetFormatInfo(format).block_weights > 1;
     const int64_t m_rows = operands.out.rows;
     const bool few = m_rows < kFewestTileRows;
-    const bool tiles = !few && AmxGemmBf16() != nullptr;
+    const bool many = m_rows >= kFewestGemmInt8RowsOfBlocks && HasGemmInt8(format);
+    const bool tiles = m_rows >= kFewestTileRows && !(many && m_rows <= kMostInt8RowsOfBlocks) &&
+                       AmxGemmBf16() != nullptr;
     const Product<BlockWeights> product = {
         RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)};
     if (is_block && !tiles && is_rounded()) {
-      const bool many = m_rows >= kFewestGemmInt8RowsOfBlocks && HasGemmInt8(format);
       (many ? many_blocks_ : blocks_).push_back(product);
     } else if (few && HasGemvFloat(format)) {
       floats_.push_back(product);
