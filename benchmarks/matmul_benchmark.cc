@@ -20,6 +20,7 @@
 // cases with --benchmark_filter=matmul/q4_K/4096x4096/M:1/threads:1 .
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -119,6 +120,8 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape, size_t
                                                  shape.cols, m_rows, copies, threads));
   }
 
+  std::vector<std::span<const std::byte>> pieces;
+  for (const PackedWeights& w : packed) pieces.push_back(w.serialized());
   const BareLoop bare = FastestBareLoop();
   Turns from_packed(threads), from_canonical(threads), limit(threads);
   std::vector<Turns> ggml(peers.size(), Turns(threads));
@@ -130,17 +133,7 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape, size_t
   }
   for (auto _ : state) {
     limit.Run([&] {
-      options.parallel(threads, [&](int64_t i, int) {
-        if (m_rows > kFewRows) {
-          if (bare.run != nullptr) bare.run();
-          return;
-        }
-        for (const PackedWeights& w : packed) {
-          const auto bytes = w.serialized();
-          const size_t part = bytes.size() / static_cast<size_t>(threads);
-          ReadBytes(bytes.subspan(static_cast<size_t>(i) * part, part));
-        }
-      });
+      m_rows > kFewRows ? bare.Run(options.parallel) : ReadBytes(pieces, options.parallel);
     });
     state.SetIterationTime(from_packed.Run([&] {
       for (const PackedWeights& w : packed) {

@@ -9,6 +9,7 @@
 // Few activation rows cycle through 256 MiB of matrices, so that weights come from memory as they
 // do in a model.
 #include <cstdlib>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,22 +69,16 @@ void Measure(benchmark::State& state, const std::string& scheme, Precision preci
 
   const BareLoop bare =
       precision == Precision::kInt8PerRow ? FastestInt8BareLoop() : FastestBareLoop();
+  std::vector<std::span<const std::byte>> pieces;
+  for (const QuantizedTensor& w : weights) {
+    for (int p = 0; p < kPlaneCount; ++p) {
+      pieces.push_back(w.plane(static_cast<Plane>(p)).bytes());
+    }
+  }
   Turns product(threads), limit(threads);
   for (auto _ : state) {
     limit.Run([&] {
-      options.parallel(threads, [&](int64_t i, int) {
-        if (m_rows > kFewRows) {
-          if (bare.run != nullptr) bare.run();
-          return;
-        }
-        for (const QuantizedTensor& w : weights) {
-          for (int p = 0; p < kPlaneCount; ++p) {
-            const auto bytes = w.plane(static_cast<Plane>(p)).bytes();
-            const size_t part = bytes.size() / static_cast<size_t>(threads);
-            ReadBytes(bytes.subspan(static_cast<size_t>(i) * part, part));
-          }
-        }
-      });
+      m_rows > kFewRows ? bare.Run(options.parallel) : ReadBytes(pieces, options.parallel);
     });
     state.SetIterationTime(product.Run([&] {
       for (const QuantizedTensor& w : weights) {

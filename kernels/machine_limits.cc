@@ -28,6 +28,20 @@ void ReadBytes(std::span<const std::byte> bytes) {
   __asm__ volatile("" : : "m"(sums));  // used, so that the reads are not left out
 }
 
+void ReadBytes(std::span<const std::span<const std::byte>> pieces, const ParallelFor& parallel) {
+  parallel(parallel.workers, [&](int64_t i, int) {
+    for (const std::span<const std::byte> piece : pieces) {
+      const size_t part = piece.size() / static_cast<size_t>(parallel.workers);
+      ReadBytes(piece.subspan(static_cast<size_t>(i) * part, part));
+    }
+  });
+}
+
+void BareLoop::Run(const ParallelFor& parallel) const {
+  if (run == nullptr) return;
+  parallel(parallel.workers, [this](int64_t, int) { run(); });
+}
+
 #if HWY_ARCH_X86_64
 
 HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,amx-int8")

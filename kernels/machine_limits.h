@@ -6,16 +6,23 @@
 #include <cstddef>
 #include <span>
 
+#include "nibble/parallel.h"
+
 namespace nibble {
 
 // Reads every byte once, in four streams and asking for lines ahead of their use: more streams were
 // no faster, one was a third slower.
 void ReadBytes(std::span<const std::byte> bytes);
+// All of the pieces on all workers, each of which reads a part of every piece.
+void ReadBytes(std::span<const std::span<const std::byte>> pieces, const ParallelFor& parallel);
 
 struct BareLoop {
   const char* name;
   double operations;  // multiplications and additions of one run
   void (*run)();      // null: none is known
+
+  // On every worker at once.
+  void Run(const ParallelFor& parallel) const;
 };
 
 // The fastest that a product of many activation rows could be made of, under the target in use.

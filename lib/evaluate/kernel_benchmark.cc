@@ -141,20 +141,11 @@ Result<KernelTiming> TimeMatmul(const Weights& first, const KernelBenchmarkOptio
   };
   const BareLoop bare =
       o.precision == Precision::kInt8PerRow ? FastestInt8BareLoop() : FastestBareLoop();
-  const auto limit = [&] {
-    o.parallel(o.parallel.workers, [&](int64_t i, int) {
-      if (!few) {
-        if (bare.run != nullptr) bare.run();
-        return;
-      }
-      for (const Weights& w : weights) {
-        for (const auto plane : BytesOf(w)) {
-          const size_t part = plane.size() / static_cast<size_t>(o.parallel.workers);
-          ReadBytes(plane.subspan(static_cast<size_t>(i) * part, part));
-        }
-      }
-    });
-  };
+  std::vector<std::span<const std::byte>> pieces;
+  for (const Weights& w : weights) {
+    for (const auto plane : BytesOf(w)) pieces.push_back(plane);
+  }
+  const auto limit = [&] { few ? ReadBytes(pieces, o.parallel) : bare.Run(o.parallel); };
   const auto [seconds, limit_seconds] = Medians(o.runs, product, limit);
   NIBBLE_RETURN_IF_ERROR(status);
   const double copies = static_cast<double>(weights.size());

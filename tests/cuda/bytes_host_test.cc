@@ -19,47 +19,7 @@ constexpr DeviceLimits kFew = {1, 227 * 1024, false, true};  // takes the widest
 
 template <DType kType, int kTokens>
 void Emulate(const BytesArguments& args) {
-  using Block = BytesBlock<kType, kTokens>;
-  using State = typename Block::template WarpState<HostWarp>;
-  const HostWarp warp;
-  const int ahead = args.plan.stages - 2;
-  for (int64_t at = 0; at < args.plan.row_blocks * args.plan.token_blocks; ++at) {
-    std::vector<AlignedBytes> shared;
-    std::vector<Block> blocks;
-    auto states = std::make_unique<std::array<State, kWarps>>();
-    const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
-    for (int split = 0; split < args.plan.splits; ++split) {
-      shared.emplace_back(static_cast<size_t>(args.plan.shared_bytes));
-      std::memset(shared.back().data(), 0x7E, static_cast<size_t>(args.plan.shared_bytes));
-    }
-    for (int split = 0; split < args.plan.splits; ++split) {
-      const Block& block =
-          blocks.emplace_back(args, at % args.plan.row_blocks, split, at / args.plan.row_blocks,
-                              shared[static_cast<size_t>(split)].data());
-      const auto stage = [&](int unit) {
-        for (int t = 0; t < kThreads; ++t) block.StageUnit(t, unit);
-      };
-      for (int w = 0; w < kWarps; ++w) block.Begin(warp, state(w));
-      for (int unit = 0; unit < ahead; ++unit) stage(unit);
-      for (int unit = 0; unit < block.units(); ++unit) {
-        stage(unit + ahead);
-        for (int w = 0; w < kWarps; ++w) block.MultiplyUnit(warp, w, unit, state(w));
-      }
-      for (int w = 0; w < kWarps; ++w) {
-        if (args.plan.splits == 1) {
-          block.StoreOutputs(warp, w, state(w));
-        } else {
-          block.StoreSums(warp, w, state(w));
-        }
-      }
-    }
-    for (int split = 0; split < args.plan.splits && args.plan.splits > 1; ++split) {
-      for (int t = 0; t < kThreads; ++t) {
-        blocks[static_cast<size_t>(split)].CombineSplits(
-            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].Sums(); });
-      }
-    }
-  }
+  EmulateUnits<BytesBlock<kType, kTokens>>(args, args.plan.stages - 2, 0x7E);
 }
 
 template <DType kType>

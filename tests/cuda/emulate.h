@@ -128,13 +128,12 @@ void EmulateSmallM(const SmallMArguments& args) {
   }
 }
 
-// A launch of the kernel of large products.
-template <class Format, DType kType, int kTokens>
-void EmulateGemm(const GemmArguments& args) {
-  using Block = GemmBlock<Format, kType, kTokens>;
+// A launch of blocks that go through their columns unit by unit, `ahead` of which are staged before
+// they are used; shared memory begins as bytes of `fill`.
+template <class Block, class Arguments>
+void EmulateUnits(const Arguments& args, int ahead, int fill) {
   using State = typename Block::template WarpState<HostWarp>;
   const HostWarp warp;
-  const int ahead = args.plan.stages - 1;
   for (int64_t at = 0; at < args.plan.row_blocks * args.plan.token_blocks; ++at) {
     std::vector<AlignedBytes> shared;
     std::vector<Block> blocks;
@@ -142,7 +141,7 @@ void EmulateGemm(const GemmArguments& args) {
     const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
     for (int split = 0; split < args.plan.splits; ++split) {
       shared.emplace_back(static_cast<size_t>(args.plan.shared_bytes));
-      std::memset(shared.back().data(), 0xFF, static_cast<size_t>(args.plan.shared_bytes));
+      std::memset(shared.back().data(), fill, static_cast<size_t>(args.plan.shared_bytes));
     }
     for (int split = 0; split < args.plan.splits; ++split) {
       const Block& block =
@@ -172,6 +171,12 @@ void EmulateGemm(const GemmArguments& args) {
       }
     }
   }
+}
+
+// A launch of the kernel of large products.
+template <class Format, DType kType, int kTokens>
+void EmulateGemm(const GemmArguments& args) {
+  EmulateUnits<GemmBlock<Format, kType, kTokens>>(args, args.plan.stages - 1, 0xFF);
 }
 
 }  // namespace nibble::cuda

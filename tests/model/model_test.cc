@@ -10,26 +10,13 @@
 #include <vector>
 
 #include "nibble/generate.h"
+#include "tests/model/reference_model.h"
 
 namespace nibble {
 namespace {
 
-const std::string kFolder = std::string(NIBBLE_EXAMPLES) + "/reference-model";
-
-const Model& ReferenceModel() {
-  static const Model* model = [] {
-    Result<Model> loaded = Model::Load(kFolder);
-    if (!loaded.ok()) {
-      ADD_FAILURE() << loaded.status().message();
-      std::abort();
-    }
-    return new Model(*std::move(loaded));
-  }();
-  return *model;
-}
-
 nlohmann::json Expected() {
-  std::ifstream file(kFolder + "/expected.json");
+  std::ifstream file(kReferenceFolder + "/expected.json");
   return nlohmann::json::parse(file);
 }
 

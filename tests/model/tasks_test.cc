@@ -11,24 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "tests/model/reference_model.h"
 #include "tests/temporary_folder.h"
 
 namespace nibble {
 namespace {
-
-const std::string kFolder = std::string(NIBBLE_EXAMPLES) + "/reference-model";
-
-const Model& ReferenceModel() {
-  static const Model* model = [] {
-    Result<Model> loaded = Model::Load(kFolder);
-    if (!loaded.ok()) {
-      ADD_FAILURE() << loaded.status().message();
-      std::abort();
-    }
-    return new Model(*std::move(loaded));
-  }();
-  return *model;
-}
 
 TaskOptions Exact() {
   TaskOptions options;
@@ -208,7 +195,7 @@ TEST(RunTasks, ChoosesTheOptionThatIsLikeliestByItsBytes) {
 }
 
 TEST(RunTasks, ComparesWhatIsGeneratedUpToTheStop) {
-  std::ifstream file(kFolder + "/expected.json");
+  std::ifstream file(kReferenceFolder + "/expected.json");
   const auto expected = nlohmann::json::parse(file)["greedy"];
   Task task{"t", TaskKind::kExactMatch, {}};
   for (const auto& sample : expected) {
