@@ -23,6 +23,7 @@ import machine
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FEW = ["q4_0", "q8_0", "q4_K", "q6_K"]  # formats that are measured in every shape
 SHAPES = ["4096x4096", "11008x4096", "4096x11008", "2048x2048", "1536x576", "128256x4096"]
+ANY = "[A-Za-z0-9_]+"
 ROWS = [1, 2, 4, 8, 32, 128, 512]
 
 
@@ -33,7 +34,9 @@ def run(program, pattern):
         subprocess.run([program, f"--benchmark_filter=^({pattern})$", f"--benchmark_out={out.name}",
                         "--benchmark_out_format=json"], check=True, stdout=subprocess.DEVNULL)
         text = out.read()
-    entries = json.loads(text)["benchmarks"] if text else []
+    if not text:
+        sys.exit(f"{program}: no benchmark is named {pattern}")
+    entries = json.loads(text)["benchmarks"]
     for entry in entries:
         entry["name"] = entry["name"].replace("/iterations:5", "").replace("/iterations:9", "")
         entry["name"] = entry["name"].replace("/manual_time", "")
@@ -138,9 +141,9 @@ def main():
     a = parser.parse_args()
     load = os.getloadavg()[0]
     square, few = SHAPES[:1], "|".join(FEW)
-    decode = matmul_cases(a.bins, r"\w+", square, [1], [1, 2])
-    prefill = matmul_cases(a.bins, r"\w+", square, [32, 512], [1])
-    cached = matmul_cases(a.bins, few if a.quick else r"\w+", square, [1], [1], "matmul_64MiB")
+    decode = matmul_cases(a.bins, ANY, square, [1], [1, 2])
+    prefill = matmul_cases(a.bins, ANY, square, [32, 512], [1])
+    cached = matmul_cases(a.bins, few if a.quick else ANY, square, [1], [1], "matmul_64MiB")
     many = matmul_cases(a.bins, few, square if a.quick else SHAPES, ROWS, [1])
     pairs = matmul_cases(a.bins, few, square, [1, 512], [1, 2])
     quantize = run(a.bins / "quantize_benchmark", "quantize/.*")

@@ -56,6 +56,10 @@ class Ggml {
       handle_ = dlopen((folder + "/libggml.so").c_str(), RTLD_NOW | RTLD_LOCAL);
       if (handle_ == nullptr) continue;
       std::fprintf(stderr, "ggml: %s\n", folder.c_str());
+      // It would tell of every matrix that it lays out anew.
+      using Log = void(int level, const char* text, void* user);
+      const auto set_log = Symbol<void(Log*, void*)>("ggml_log_set");
+      if (set_log != nullptr) set_log([](int, const char*, void*) {}, nullptr);
       return;
     }
     std::fprintf(
