@@ -164,7 +164,8 @@ def main():
         "share of the bandwidth that plain reads of the same bytes reach, for many of a bare loop of "
         f"{' or '.join(loops) or 'the fastest instruction'} on registers. Peers, as times over "
         "nibble's (above 1: nibble is faster): ggml of llama.cpp in the fastest of its layouts "
-        "(best) and with plain weights, OpenVINO with a compressed matrix of about as many bits. "
+        "(best; its tiles for AMX crash with several rows and are left out there) and with plain "
+        "weights, OpenVINO with a compressed matrix of about as many bits. "
         "NMSE: error energy of the int8-activation product over its energy.\n",
         f"![shares of the limit]({name}.svg)\n",
         "## One activation row, 4096 x 4096, from 256 MiB of weights\n", decode_table(decode, 1),

@@ -174,7 +174,7 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape, size_t
     state.counters["canonical_GB/s"] =
         static_cast<double>(blocks.size()) * copies / canonical_seconds / 1e9;
   } else if (bare.run != nullptr) {
-    const double most = bare.operations * threads / limit.Median();
+    const double most = bare.Rate(options.parallel, limit.Median());
     state.counters["of_limit"] = operations / seconds / most;
     state.counters["canonical_of_limit"] = operations / canonical_seconds / most;
     state.SetLabel(bare.name);

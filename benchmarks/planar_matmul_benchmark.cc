@@ -98,8 +98,7 @@ void Measure(benchmark::State& state, const std::string& scheme, Precision preci
   if (m_rows <= kFewRows) {
     state.counters["of_limit"] = limit.Median() / seconds;
   } else if (bare.run != nullptr) {
-    state.counters["of_limit"] =
-        operations / seconds / (bare.operations * threads / limit.Median());
+    state.counters["of_limit"] = operations / seconds / bare.Rate(options.parallel, limit.Median());
     state.SetLabel(bare.name);
   }
 }

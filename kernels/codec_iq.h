@@ -9,6 +9,8 @@
 
 namespace nibble {
 
+// Their groups' raw scales are odd: OddScale(), of units of the super-block's.
+
 // What the coordinates of a point stand for. No point of iq1 or iq2 has a coordinate 3.
 NIBBLE_TABLE int8_t kIq1Values[4] = {-8, 0, 8, 0};
 NIBBLE_TABLE int8_t kIq2Values[4] = {8, 25, 43, 0};
@@ -51,8 +53,11 @@ struct CodecIQ2_XXS {
     const int signs = EvenSigns((SignsAndScale(b, i / 32) >> (7 * (i % 32 / 8))) & 127);
     return Signed(kIq2Values[Coordinate8(kGridIQ2_XXS[Index(b, i / 8)], i % 8)], signs, i % 8);
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return static_cast<int>(2 * (SignsAndScale(b, g) >> 28) + 1);
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    return ToFloat(b.d) * (0.5f + static_cast<float>(SignsAndScale(b, g) >> 28)) * 0.25f;
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g)) * 0.125f;
   }
 };
 
@@ -65,9 +70,11 @@ struct CodecIQ2_XS {
     const uint16_t q = b.qs[i / 8];
     return Signed(kIq2Values[Coordinate8(kGridIQ2_XS[q & 511], i % 8)], EvenSigns(q >> 9), i % 8);
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return 2 * ((b.scales[g / 2] >> (4 * (g % 2))) & 15) + 1;
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    const int raw = (b.scales[g / 2] >> (4 * (g % 2))) & 15;
-    return ToFloat(b.d) * (0.5f + static_cast<float>(raw)) * 0.25f;
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g)) * 0.125f;
   }
 };
 
@@ -83,9 +90,11 @@ struct CodecIQ2_S {
     const uint16_t point = kGridIQ2_S[Index(b, i / 8)];
     return Signed(kIq2Values[Coordinate8(point, i % 8)], b.qs[32 + i / 8], i % 8);
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return 2 * ((b.scales[g / 2] >> (4 * (g % 2))) & 15) + 1;
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    const int raw = (b.scales[g / 2] >> (4 * (g % 2))) & 15;
-    return ToFloat(b.d) * (0.5f + static_cast<float>(raw)) * 0.25f;
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g)) * 0.125f;
   }
 };
 
@@ -102,8 +111,11 @@ struct CodecIQ3_XXS {
     const uint16_t point = kGridIQ3_XXS[b.qs[i / 4]];
     return Signed(kIq3XxsValues[Coordinate4(point, i % 4)], signs, i % 8);
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return static_cast<int>(2 * (SignsAndScale(b, g) >> 28) + 1);
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    return ToFloat(b.d) * (0.5f + static_cast<float>(SignsAndScale(b, g) >> 28)) * 0.5f;
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g)) * 0.25f;
   }
 };
 
@@ -119,9 +131,11 @@ struct CodecIQ3_S {
     const uint16_t point = kGridIQ3_S[Index(b, i / 4)];
     return Signed(kIq3SValues[Coordinate4(point, i % 4)], b.signs[i / 8], i % 8);
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return 2 * ((b.scales[g / 2] >> (4 * (g % 2))) & 15) + 1;
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    const int raw = (b.scales[g / 2] >> (4 * (g % 2))) & 15;
-    return ToFloat(b.d) * static_cast<float>(1 + 2 * raw);
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g));
   }
 };
 
@@ -139,8 +153,11 @@ struct CodecIQ1_S {
     const int shift = b.qh[i / 32] >> 15 ? -1 : 1;
     return kIq1Values[Coordinate8(kGridIQ1[Index(b, i / 8)], i % 8)] + shift;
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return 2 * ((b.qh[g] >> 12) & 7) + 1;
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    return ToFloat(b.d) * static_cast<float>(2 * ((b.qh[g] >> 12) & 7) + 1) * 0.125f;
+    return ToFloat(b.d) * static_cast<float>(OddScale(b, g)) * 0.125f;
   }
 };
 
@@ -168,9 +185,11 @@ struct CodecIQ1_M {
     for (int n = 0; n < 4; ++n) bits |= (ScaleWord(b, n) >> 12) << (4 * n);
     return {static_cast<uint16_t>(bits)};
   }
+  static constexpr NIBBLE_HD int OddScale(const Block& b, int g) {
+    return 2 * ((ScaleWord(b, g / 4) >> (3 * (g % 4))) & 7) + 1;
+  }
   static constexpr NIBBLE_HD float Scale(const Block& b, int g) {
-    const int raw = (ScaleWord(b, g / 4) >> (3 * (g % 4))) & 7;
-    return ToFloat(SuperScale(b)) * static_cast<float>(2 * raw + 1) * 0.125f;
+    return ToFloat(SuperScale(b)) * static_cast<float>(OddScale(b, g)) * 0.125f;
   }
 };
 

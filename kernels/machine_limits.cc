@@ -29,17 +29,18 @@ void ReadBytes(std::span<const std::byte> bytes) {
 }
 
 void ReadBytes(std::span<const std::span<const std::byte>> pieces, const ParallelFor& parallel) {
-  parallel(parallel.workers, [&](int64_t i, int) {
-    for (const std::span<const std::byte> piece : pieces) {
-      const size_t part = piece.size() / static_cast<size_t>(parallel.workers);
-      ReadBytes(piece.subspan(static_cast<size_t>(i) * part, part));
-    }
+  // Small enough to even out what the machine's other work takes, as kernels do.
+  const int64_t parts = parallel.workers <= 1 ? 1 : 4 * int64_t{parallel.workers};
+  parallel(parts * static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+    const std::span<const std::byte> piece = pieces[static_cast<size_t>(i / parts)];
+    const size_t part = piece.size() / static_cast<size_t>(parts);
+    ReadBytes(piece.subspan(static_cast<size_t>(i % parts) * part, part));
   });
 }
 
 void BareLoop::Run(const ParallelFor& parallel) const {
   if (run == nullptr) return;
-  parallel(parallel.workers, [this](int64_t, int) { run(); });
+  parallel(kRunsPerWorker * parallel.workers, [this](int64_t, int) { run(); });
 }
 
 #if HWY_ARCH_X86_64

@@ -13,7 +13,7 @@ namespace nibble {
 // Reads every byte once, in four streams and asking for lines ahead of their use: more streams were
 // no faster, one was a third slower.
 void ReadBytes(std::span<const std::byte> bytes);
-// All of the pieces on all workers, each of which reads a part of every piece.
+// All of the pieces by all workers.
 void ReadBytes(std::span<const std::span<const std::byte>> pieces, const ParallelFor& parallel);
 
 struct BareLoop {
@@ -21,8 +21,13 @@ struct BareLoop {
   double operations;  // multiplications and additions of one run
   void (*run)();      // null: none is known
 
-  // On every worker at once.
+  // So often for every worker, on all of them at once.
+  static constexpr int kRunsPerWorker = 8;
   void Run(const ParallelFor& parallel) const;
+  // Operations a second where Run() took so long.
+  double Rate(const ParallelFor& parallel, double seconds) const {
+    return operations * kRunsPerWorker * parallel.workers / seconds;
+  }
 };
 
 // The fastest that a product of many activation rows could be made of, under the target in use.

@@ -1,7 +1,7 @@
 #include "kernels/pack.h"
 
+#include <array>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/pack_bf16.h"
 #include "kernels/pack_layout.h"
@@ -10,6 +10,7 @@ namespace nibble {
 namespace {
 
 void PutHalf(F16 half, int r, std::byte* at) { std::memcpy(at + 2 * r, &half.bits, 2); }
+
 template <class Packed>
 void PackScales(const typename Packed::Codec::Block& b, int r, std::byte* to) {
   using Codec = typename Packed::Codec;
@@ -18,7 +19,7 @@ void PackScales(const typename Packed::Codec::Block& b, int r, std::byte* to) {
     to[r] = static_cast<std::byte>(b.e);
     return;
   } else {
-    PutHalf(b.d, r, to);
+    PutHalf(SuperScale<Codec>(b), r, to);
     to += 2 * kPackRows;
     if constexpr (kScale == PackedScale::kHalfMin) PutHalf(b.m, r, to);
     if constexpr (kScale == PackedScale::kSuperMin || kScale == PackedScale::kSuperNibble) {
@@ -39,16 +40,23 @@ void PackScales(const typename Packed::Codec::Block& b, int r, std::byte* to) {
   }
 }
 
+// Numbers of the entries of a table, by the unsigned byte of what they stand for.
+template <class Packed>
+constexpr std::array<uint8_t, 256> EntryNumbers() {
+  std::array<uint8_t, 256> numbers = {};
+  for (size_t i = 16; i-- > 0;) numbers[static_cast<uint8_t>(Packed::kTable[i])] = i;
+  return numbers;
+}
+
 // The stored form of a code: an entry's number or the code without a sign.
 template <class Packed>
 uint32_t StoredCode(const typename Packed::Codec::Block& b, int i) {
-  using Codec = typename Packed::Codec;
-  if constexpr (std::is_same_v<Codec, CodecIQ4_XS>) {
-    return static_cast<uint32_t>(SplitNibble(b.qs + 16 * (i / 32), i % 32));
-  } else if constexpr (Packed::kHasTable) {
-    return static_cast<uint32_t>(SplitNibble(b.qs, i));
+  const int code = Packed::Codec::Code(b, i);
+  if constexpr (Packed::kHasTable) {
+    static constexpr std::array<uint8_t, 256> kNumbers = EntryNumbers<Packed>();
+    return kNumbers[static_cast<uint8_t>(code)];
   } else {
-    return static_cast<uint32_t>(Codec::Code(b, i) + Packed::kOffset);
+    return static_cast<uint32_t>(code + Packed::kOffset);
   }
 }
 

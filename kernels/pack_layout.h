@@ -13,11 +13,15 @@
 // ever summed across lanes. Codes are stored without a sign, as `code + kOffset`, or as numbers of
 // a codebook's entries.
 //
-// Nothing is rounded and hardly anything grows: scales of six bits become bytes, which adds 3% to
-// q4_K; all else takes the bytes it has in the file.
+// Nothing is rounded. Hardly anything grows where codes are stored one by one: scales of six bits
+// become bytes, which adds 3% to q4_K; all else takes the bytes it has in the file. Formats of
+// points in four or eight dimensions give up the points, which only gathers could look up: their
+// coordinates are stored one by one, with their signs, in three or four bits. They read more memory
+// for it and are faster nevertheless, because gathers need several times as long.
 #ifndef NIBBLE_KERNELS_PACK_LAYOUT_H_
 #define NIBBLE_KERNELS_PACK_LAYOUT_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -58,7 +62,8 @@ struct PackedFormat {
   static constexpr int kLowBits = kLowBitsT, kHighBits = kHighBitsT;
   static constexpr int kOffset = kOffsetT;  // stored code - code
   static constexpr PackedScale kScale = kScaleT;
-  static constexpr bool kHasTable = false;  // whether nibbles stand for the 16 codes of kTable
+  static constexpr bool kHasTable = false;  // whether stored codes stand for entries of kTable
+  static constexpr float kScaleUnit = 1;    // a power of two, of what d counts
 
   static constexpr int kWeights = Codec::kWeights;
   static constexpr int kGroup = Codec::kGroup;
@@ -87,7 +92,17 @@ struct PackedFormat {
   static constexpr int kBlockBytes = kScaleBytes + kWeights / kPackCols * kChunkBytes;
 };
 
-// The raw scale and minimum bytes of group g of a super-block.
+// The super-block's scale.
+template <class Codec>
+constexpr F16 SuperScale(const typename Codec::Block& b) {
+  if constexpr (std::is_same_v<Codec, CodecIQ1_M>) {
+    return CodecIQ1_M::SuperScale(b);
+  } else {
+    return b.d;
+  }
+}
+
+// The raw scale of group g of a super-block.
 template <class Codec>
 constexpr int RawScale(const typename Codec::Block& b, int g) {
   if constexpr (std::is_same_v<Codec, CodecQ4_K> || std::is_same_v<Codec, CodecQ5_K>) {
@@ -97,9 +112,38 @@ constexpr int RawScale(const typename Codec::Block& b, int g) {
   } else if constexpr (std::is_same_v<Codec, CodecIQ4_XS>) {
     const int low = (b.scales_l[g / 2] >> (4 * (g % 2))) & 15;
     return (low | ((b.scales_h >> (2 * g)) & 3) << 4) - 32;
+  } else if constexpr (requires { Codec::OddScale(b, g); }) {
+    return Codec::OddScale(b, g);
   } else {
     return b.scales[g];
   }
+}
+
+// The codes of sixteen stored ones.
+using CodeTable = std::array<int8_t, 16>;
+
+// A book's own.
+constexpr CodeTable TableOf(const int8_t (&values)[16]) { return std::to_array(values); }
+
+// Those of coordinates, then the same negated.
+template <size_t kCount>
+constexpr CodeTable SignedTable(const int8_t (&values)[kCount]) {
+  CodeTable table = {};
+  for (size_t i = 0; i < kCount; ++i) {
+    table[i] = values[i];
+    table[kCount + i] = static_cast<int8_t>(-values[i]);
+  }
+  return table;
+}
+
+// Those of coordinates shifted up by one, then down.
+constexpr CodeTable ShiftedTable(const int8_t (&values)[4]) {
+  CodeTable table = {};
+  for (size_t i = 0; i < 4; ++i) {
+    table[i] = static_cast<int8_t>(values[i] + 1);
+    table[4 + i] = static_cast<int8_t>(values[i] - 1);
+  }
+  return table;
 }
 
 struct PackedQ4_0 : PackedFormat<CodecQ4_0, 4, 0, 8, PackedScale::kHalf> {};
@@ -116,15 +160,49 @@ struct PackedTQ1_0 : PackedFormat<CodecTQ1_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedTQ2_0 : PackedFormat<CodecTQ2_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedIQ4_NL : PackedFormat<CodecIQ4_NL, 4, 0, 128, PackedScale::kHalf> {
   static constexpr bool kHasTable = true;
-  static constexpr const int8_t* kTable = kIq4Values;
+  static constexpr CodeTable kTable = TableOf(kIq4Values);
 };
 struct PackedIQ4_XS : PackedFormat<CodecIQ4_XS, 4, 0, 128, PackedScale::kSuper> {
   static constexpr bool kHasTable = true;
-  static constexpr const int8_t* kTable = kIq4Values;
+  static constexpr CodeTable kTable = TableOf(kIq4Values);
 };
 struct PackedMXFP4 : PackedFormat<CodecMXFP4, 4, 0, 128, PackedScale::kExponent> {
   static constexpr bool kHasTable = true;
-  static constexpr const int8_t* kTable = kFp4Doubled;
+  static constexpr CodeTable kTable = TableOf(kFp4Doubled);
+};
+struct PackedIQ3_XXS : PackedFormat<CodecIQ3_XXS, 4, 0, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = SignedTable(kIq3XxsValues);
+  static constexpr float kScaleUnit = 0.25f;
+};
+struct PackedIQ3_S : PackedFormat<CodecIQ3_S, 4, 0, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = SignedTable(kIq3SValues);
+};
+struct PackedIQ2_XXS : PackedFormat<CodecIQ2_XXS, 2, 1, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = SignedTable(kIq2Values);
+  static constexpr float kScaleUnit = 0.125f;
+};
+struct PackedIQ2_XS : PackedFormat<CodecIQ2_XS, 2, 1, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = SignedTable(kIq2Values);
+  static constexpr float kScaleUnit = 0.125f;
+};
+struct PackedIQ2_S : PackedFormat<CodecIQ2_S, 2, 1, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = SignedTable(kIq2Values);
+  static constexpr float kScaleUnit = 0.125f;
+};
+struct PackedIQ1_S : PackedFormat<CodecIQ1_S, 2, 1, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = ShiftedTable(kIq1Values);
+  static constexpr float kScaleUnit = 0.125f;
+};
+struct PackedIQ1_M : PackedFormat<CodecIQ1_M, 2, 1, 128, PackedScale::kSuper> {
+  static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = ShiftedTable(kIq1Values);
+  static constexpr float kScaleUnit = 0.125f;
 };
 
 // Half r of an unaligned array.
@@ -151,7 +229,7 @@ inline void UnpackRow(const std::byte* chunk, int r, int8_t* codes) {
   }
   std::memcpy(codes, quads, kPackCols);
   if constexpr (Packed::kHasTable) {
-    for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[codes[i]];
+    for (int i = 0; i < kPackCols; ++i) codes[i] = Packed::kTable[static_cast<size_t>(codes[i])];
   } else {
     for (int i = 0; i < kPackCols; ++i) codes[i] = static_cast<int8_t>(codes[i] - Packed::kOffset);
   }
@@ -169,7 +247,7 @@ inline void UnpackScale(const std::byte* block, int r, int g, float* scale, floa
     b.e = byte(0);
     *scale = Codec::Scale(b, 0);
   } else {
-    const float d = ToFloat(GetHalf(block, r));
+    const float d = ToFloat(GetHalf(block, r)) * Packed::kScaleUnit;
     const float second = Packed::kHasMin ? ToFloat(GetHalf(block + 2 * kPackRows, r)) : 0.0f;
     constexpr int kBytes = (Packed::kHasMin ? 4 : 2) * kPackRows;  // where the bytes begin
     if constexpr (kScale == PackedScale::kHalf) {
@@ -213,6 +291,13 @@ bool VisitPacked(Format format, const Visitor& visitor) {
     NIBBLE_VISIT(IQ4_NL);
     NIBBLE_VISIT(IQ4_XS);
     NIBBLE_VISIT(MXFP4);
+    NIBBLE_VISIT(IQ3_XXS);
+    NIBBLE_VISIT(IQ3_S);
+    NIBBLE_VISIT(IQ2_XXS);
+    NIBBLE_VISIT(IQ2_XS);
+    NIBBLE_VISIT(IQ2_S);
+    NIBBLE_VISIT(IQ1_S);
+    NIBBLE_VISIT(IQ1_M);
 #undef NIBBLE_VISIT
     default:
       return false;

@@ -64,7 +64,7 @@ HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
         codes, LoadPlane<Packed::kHighBits, kQuad, Packed::kLowBits>(chunk + Packed::kLowBytes));
   }
   if constexpr (Packed::kHasTable) {
-    const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable));
+    const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable.data()));
     codes = hn::Xor(hn::TableLookupBytes(table, codes), hn::Set(D8(), uint8_t{0x80}));
   }
   return codes;
@@ -102,7 +102,8 @@ HWY_INLINE Scale LoadScale(const uint8_t* block, size_t row, int g) {
   } else if constexpr (kScale == PackedScale::kHalfMin) {
     return {LoadHalves(block + 2 * row), hn::Neg(LoadHalves(block + 2 * kPackRows + 2 * row))};
   } else if constexpr (kScale == PackedScale::kSuper) {
-    const VF d = LoadHalves(block + 2 * row);
+    VF d = LoadHalves(block + 2 * row);
+    if constexpr (Packed::kScaleUnit != 1) d = hn::Mul(d, hn::Set(df, Packed::kScaleUnit));
     const hn::Rebind<int8_t, DF> d8;
     const VI raw = hn::PromoteTo(DI(), hn::LoadU(d8, reinterpret_cast<const int8_t*>(bytes)));
     const VF scale = hn::Mul(d, hn::ConvertTo(df, raw));

@@ -33,6 +33,7 @@ struct KernelTiming {
   uint64_t weight_bytes = 0;  // as the call reads or writes them
   uint64_t weights = 0;       // how many
   double operations = 0;      // multiplications and additions of a product; 0 elsewhere
+  std::string kernel;         // of a product: MatmulPlan's
   // The limit, measured in the same turns: "memory read" and "memory write" of the same bytes, or a
   // bare loop of the fastest instruction; empty where there is none.
   std::string limit;

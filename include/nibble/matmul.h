@@ -66,6 +66,19 @@ class PackedWeights {
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision = Precision::kInt8,
                            const ParallelFor& parallel = {});
 
+// What Matmul does with weights and so many activation rows on this machine: the fastest kernel
+// that is as exact as asked.
+struct MatmulPlan {
+  const char* kernel;   // e.g. "int8 dots with packed tiles"
+  Precision precision;  // of its arithmetic: at least that of the call
+};
+
+// For weights in host memory.
+Result<MatmulPlan> PlanMatmul(const QuantizedTensor& weights, int64_t activation_rows,
+                              Precision precision = Precision::kInt8);
+Result<MatmulPlan> PlanMatmul(const PackedWeights& weights, int64_t activation_rows,
+                              Precision precision = Precision::kInt8);
+
 // activations: f32, f16 or bf16 [M, K], or i8 with scales; out: f32 [M, N]. An activation that is
 // not finite makes sums that it enters not finite. Straight from canonical bytes, which may
 // lie in a mapped file, or from packed weights.

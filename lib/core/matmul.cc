@@ -142,6 +142,83 @@ Status CheckWeights(const QuantizedTensor& tensor) {
   return OkStatus();
 }
 
+// What runs a product.
+enum class Kernel : uint8_t {
+  kInt8Tiles,      // packed blocks, few activation rows
+  kInt8ManyTiles,  // many
+  kInt8Blocks,     // canonical blocks, few
+  kInt8ManyBlocks,
+  kInt8Planes,
+  kInt8PerRow,
+  kNumbers,
+  kBf16Tiles,  // anything that decodes
+  kF32,
+};
+
+MatmulPlan PlanOf(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kInt8Tiles:
+      return {"int8 dots with packed tiles", Precision::kInt8};
+    case Kernel::kInt8ManyTiles:
+      return {"int8 panels of packed tiles", Precision::kInt8};
+    case Kernel::kInt8Blocks:
+      return {"int8 dots with blocks", Precision::kInt8};
+    case Kernel::kInt8ManyBlocks:
+      return {"int8 panels of blocks", Precision::kInt8};
+    case Kernel::kInt8Planes:
+      return {"int8 dots with planes", Precision::kInt8};
+    case Kernel::kInt8PerRow:
+      return {"int8 x int8", Precision::kInt8PerRow};
+    case Kernel::kNumbers:
+      return {"f32 dots with numbers", Precision::kF32};
+    case Kernel::kBf16Tiles:
+      return {"bf16 tiles of decoded weights", Precision::kBf16};
+    case Kernel::kF32:
+      break;
+  }
+  return {"f32 panels of decoded weights", Precision::kF32};
+}
+
+// Whether activations may be rounded to int8 with a scale for each 32 columns.
+bool IsRounded(Precision p) { return p == Precision::kInt8 || p == Precision::kInt8PerRow; }
+
+// Decoded products: in tiles where the machine has them.
+Kernel KernelOfRows(int64_t m_rows, Precision precision) {
+  const bool tiles = precision != Precision::kF32 && m_rows >= kFewestTileRows;
+  return tiles && AmxGemmBf16() != nullptr ? Kernel::kBf16Tiles : Kernel::kF32;
+}
+
+// Canonical blocks, and numbers.
+Kernel KernelOfBlocks(Format format, int64_t m_rows, Precision precision) {
+  const bool is_block = GetFormatInfo(format).block_weights > 1;
+  const bool many = m_rows >= kFewestGemmInt8RowsOfBlocks && HasGemmInt8(format);
+  const bool tiles = m_rows >= kFewestTileRows && !(many && m_rows <= kMostInt8RowsOfBlocks) &&
+                     AmxGemmBf16() != nullptr;
+  if (is_block && !tiles && IsRounded(precision)) {
+    return many ? Kernel::kInt8ManyBlocks : Kernel::kInt8Blocks;
+  }
+  if (m_rows < kFewestTileRows && HasGemvFloat(format)) return Kernel::kNumbers;
+  return KernelOfRows(m_rows, precision);
+}
+
+Kernel KernelOfTiles(int64_t m_rows, Precision precision) {
+  const bool tiles = m_rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
+  if (!IsRounded(precision) || tiles) return KernelOfRows(m_rows, precision);
+  return m_rows < FewestGemmInt8Rows() ? Kernel::kInt8Tiles : Kernel::kInt8ManyTiles;
+}
+
+Kernel KernelOfPlanes(const PlanarPlanes& planes, int64_t m_rows, Precision precision) {
+  if (precision == Precision::kInt8PerRow && TakesW8A8(planes)) return Kernel::kInt8PerRow;
+  const bool few = m_rows < kFewestTileRows || AmxGemmBf16() == nullptr;
+  const bool dots = IsRounded(precision) && few && PlanarInt8::Takes(planes);
+  return dots ? Kernel::kInt8Planes : KernelOfRows(m_rows, precision);
+}
+
+Kernel KernelOf(const QuantizedTensor& weights, int64_t m_rows, Precision precision) {
+  return weights.is_block_format() ? KernelOfBlocks(weights.format(), m_rows, precision)
+                                   : KernelOfPlanes(PlanesOf(weights), m_rows, precision);
+}
+
 // The products of one call, by the kernel that runs them.
 class Group {
  public:
@@ -153,23 +230,16 @@ class Group {
   Status Add(const Operands& operands, const QuantizedTensor& weights) {
     NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
-    if (options_.precision == Precision::kInt8PerRow || is_int8(operands)) {
-      const bool takes = !weights.is_block_format() && TakesW8A8(PlanesOf(weights));
-      if (takes) {
-        w8a8_.push_back({RowsOf(operands),
-                         {PlanesOf(weights), operands.activation_scales},
-                         OutputOf(operands)});
-        return OkStatus();
-      }
-      if (is_int8(operands)) {
-        return Unsupported(
-            "matmul: int8 activations need weights \"int8 sym\" by channel or tensor");
-      }
+    const bool is_int8 = operands.activations.dtype == DType::kI8;
+    const Kernel kernel =
+        KernelOf(weights, operands.out.rows, is_int8 ? Precision::kInt8PerRow : options_.precision);
+    if (is_int8 && kernel != Kernel::kInt8PerRow) {
+      return Unsupported("matmul: int8 activations need weights \"int8 sym\" by channel or tensor");
     }
     if (weights.is_block_format()) {
-      AddBlocks(operands, weights.format(), weights.plane(Plane::kCodes).data());
+      AddBlocks(kernel, operands, weights.format(), weights.plane(Plane::kCodes).data());
     } else {
-      AddPlanes(operands, PlanesOf(weights));
+      AddPlanes(kernel, operands, PlanesOf(weights));
     }
     return OkStatus();
   }
@@ -180,77 +250,67 @@ class Group {
     }
     if (weights.canonical) return Add(operands, *weights.canonical);
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
-    if (is_int8(operands)) return Unsupported("matmul: int8 activations with packed blocks");
-    const bool tiles = operands.out.rows > kMostInt8Rows && AmxGemmBf16() != nullptr;
-    if (is_rounded() && !tiles) {
-      auto& products = operands.out.rows < FewestGemmInt8Rows() ? int8_ : packed_;
-      products.push_back({RowsOf(operands),
-                          {weights.format, weights.payload, weights.rows, weights.cols},
-                          OutputOf(operands)});
+    if (operands.activations.dtype == DType::kI8) {
+      return Unsupported("matmul: int8 activations with packed blocks");
+    }
+    const Kernel kernel = KernelOfTiles(operands.out.rows, options_.precision);
+    if (kernel == Kernel::kInt8Tiles || kernel == Kernel::kInt8ManyTiles) {
+      (kernel == Kernel::kInt8Tiles ? tiles_ : many_tiles_)
+          .push_back({RowsOf(operands),
+                      {weights.format, weights.payload, weights.rows, weights.cols},
+                      OutputOf(operands)});
     } else {
-      AddDecoded(operands, PackedRows(weights.format, weights.payload, weights.rows, weights.cols));
+      AddRows(kernel, operands,
+              PackedRows(weights.format, weights.payload, weights.rows, weights.cols));
     }
     return OkStatus();
   }
 
   Status Run() const {
-    if (!int8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(int8_, options_.parallel));
-    if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, options_.parallel));
-    if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, options_.parallel));
-    if (!floats_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulFloatRows(floats_, options_.parallel));
-    if (!packed_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(packed_, options_.parallel));
-    if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, options_.parallel));
-    if (!w8a8_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulW8A8(w8a8_, options_.parallel));
-    if (!bf16_.empty()) {
-      NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, options_.parallel));
-    }
-    if (!f32_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulF32(f32_, options_.parallel));
+    const ParallelFor& parallel = options_.parallel;
+    if (!tiles_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(tiles_, parallel));
+    if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, parallel));
+    if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, parallel));
+    if (!numbers_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulFloatRows(numbers_, parallel));
+    if (!many_tiles_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_tiles_, parallel));
+    if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, parallel));
+    if (!per_row_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulW8A8(per_row_, parallel));
+    if (!bf16_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, parallel));
+    if (!f32_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulF32(f32_, parallel));
     return OkStatus();
   }
 
  private:
-  static bool is_int8(const Operands& p) { return p.activations.dtype == DType::kI8; }
-
-  // Whether activations may be rounded to int8 with a scale for each 32 columns.
-  bool is_rounded() const {
-    return options_.precision == Precision::kInt8 || options_.precision == Precision::kInt8PerRow;
-  }
-
-  // Products with canonical blocks, and with numbers.
-  void AddBlocks(const Operands& operands, Format format, const std::byte* blocks) {
-    const bool is_block = GetFormatInfo(format).block_weights > 1;
-    const int64_t m_rows = operands.out.rows;
-    const bool few = m_rows < kFewestTileRows;
-    const bool many = m_rows >= kFewestGemmInt8RowsOfBlocks && HasGemmInt8(format);
-    const bool tiles = m_rows >= kFewestTileRows && !(many && m_rows <= kMostInt8RowsOfBlocks) &&
-                       AmxGemmBf16() != nullptr;
+  void AddBlocks(Kernel kernel, const Operands& operands, Format format, const std::byte* blocks) {
     const Product<BlockWeights> product = {
         RowsOf(operands), {format, blocks, operands.rows, operands.cols}, OutputOf(operands)};
-    if (is_block && !tiles && is_rounded()) {
-      (many ? many_blocks_ : blocks_).push_back(product);
-    } else if (few && HasGemvFloat(format)) {
-      floats_.push_back(product);
+    if (kernel == Kernel::kInt8Blocks) {
+      blocks_.push_back(product);
+    } else if (kernel == Kernel::kInt8ManyBlocks) {
+      many_blocks_.push_back(product);
+    } else if (kernel == Kernel::kNumbers) {
+      numbers_.push_back(product);
     } else {
-      AddDecoded(operands, BlockRows(format, blocks, operands.rows, operands.cols));
+      AddRows(kernel, operands, BlockRows(format, blocks, operands.rows, operands.cols));
     }
   }
 
-  void AddPlanes(const Operands& operands, const PlanarPlanes& planes) {
-    const bool few = operands.out.rows < kFewestTileRows || AmxGemmBf16() == nullptr;
-    if (is_rounded() && few && PlanarInt8::Takes(planes)) {
+  void AddPlanes(Kernel kernel, const Operands& operands, const PlanarPlanes& planes) {
+    if (kernel == Kernel::kInt8PerRow) {
+      per_row_.push_back(
+          {RowsOf(operands), {planes, operands.activation_scales}, OutputOf(operands)});
+    } else if (kernel == Kernel::kInt8Planes) {
       planar_int8_.emplace_back(planes);
       planes_.push_back({RowsOf(operands), &planar_int8_.back(), OutputOf(operands)});
     } else {
       planar_.emplace_back(planes);
-      AddDecoded(operands, planar_.back().rows());
+      AddRows(kernel, operands, planar_.back().rows());
     }
   }
 
-  // Decoded products, in tiles where the machine has them.
-  void AddDecoded(const Operands& operands, const WeightRows& weights) {
-    const bool tiles = options_.precision != Precision::kF32 &&
-                       operands.out.rows >= kFewestTileRows && AmxGemmBf16() != nullptr;
-    (tiles ? bf16_ : f32_).push_back({RowsOf(operands), weights, OutputOf(operands)});
+  void AddRows(Kernel kernel, const Operands& operands, const WeightRows& weights) {
+    auto& products = kernel == Kernel::kBf16Tiles ? bf16_ : f32_;
+    products.push_back({RowsOf(operands), weights, OutputOf(operands)});
   }
 
   static ActivationRows RowsOf(const Operands& p) {
@@ -271,16 +331,31 @@ class Group {
   const MatmulOptions& options_;
   std::vector<PlanarRows> planar_;
   std::vector<PlanarInt8> planar_int8_;
-  std::vector<Product<PackedTiles>> int8_;
-  std::vector<Product<PackedTiles>> packed_;  // of many activation rows
-  std::vector<Product<BlockWeights>> blocks_, floats_;
+  std::vector<Product<PackedTiles>> tiles_, many_tiles_;
+  std::vector<Product<BlockWeights>> blocks_, many_blocks_, numbers_;
   std::vector<Product<const PlanarInt8*>> planes_;
-  std::vector<Product<BlockWeights>> many_blocks_;
-  std::vector<Product<W8A8Weights>> w8a8_;
+  std::vector<Product<W8A8Weights>> per_row_;
   std::vector<Product<WeightRows>> bf16_, f32_;
 };
 
 }  // namespace
+
+Result<MatmulPlan> PlanMatmul(const QuantizedTensor& weights, int64_t activation_rows,
+                              Precision precision) {
+  NIBBLE_RETURN_IF_ERROR(CheckWeights(weights));
+  return PlanOf(KernelOf(weights, activation_rows, precision));
+}
+
+Result<MatmulPlan> PlanMatmul(const PackedWeights& weights, int64_t activation_rows,
+                              Precision precision) {
+  const auto* packed = PackedWeightsAccess::Get(weights);
+  if (packed == nullptr) return InvalidArgument("matmul: empty weights");
+  if (packed->device != Device::kCpu) {
+    return Unsupported("matmul: the weights are not in host memory");
+  }
+  if (packed->canonical) return PlanMatmul(*packed->canonical, activation_rows, precision);
+  return PlanOf(KernelOfTiles(activation_rows, precision));
+}
 
 Status Matmul(TensorView activations, const QuantizedTensor& weights, MutableTensorView out,
               const MatmulOptions& options) {

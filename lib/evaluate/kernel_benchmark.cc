@@ -149,7 +149,9 @@ Result<KernelTiming> TimeMatmul(const Weights& first, const KernelBenchmarkOptio
   const auto [seconds, limit_seconds] = Medians(o.runs, product, limit);
   NIBBLE_RETURN_IF_ERROR(status);
   const double copies = static_cast<double>(weights.size());
+  NIBBLE_ASSIGN_OR_RETURN(const MatmulPlan plan, PlanMatmul(first, o.activation_rows, o.precision));
   KernelTiming timing;
+  timing.kernel = plan.kernel;
   timing.seconds = seconds / copies;
   timing.weight_bytes = first.bytes();
   timing.weights = static_cast<uint64_t>(o.rows * o.cols);
@@ -159,8 +161,7 @@ Result<KernelTiming> TimeMatmul(const Weights& first, const KernelBenchmarkOptio
     timing.of_limit = limit_seconds / seconds;
   } else if (bare.run != nullptr) {
     timing.limit = bare.name;
-    timing.of_limit =
-        timing.operations / timing.seconds / (bare.operations * o.parallel.workers / limit_seconds);
+    timing.of_limit = timing.operations / timing.seconds / bare.Rate(o.parallel, limit_seconds);
   }
   return timing;
 }
@@ -173,7 +174,11 @@ Result<KernelTiming> TimeQuantize(const Type& type, const KernelBenchmarkOptions
       [&] { tensor = QuantizeValues(type, ViewOf(values.data(), o.rows, o.cols), o.parallel); },
       [] {});
   NIBBLE_RETURN_IF_ERROR(tensor.status());
-  return KernelTiming{seconds, tensor->bytes(), values.size(), 0, "", 0};
+  KernelTiming timing;
+  timing.seconds = seconds;
+  timing.weight_bytes = tensor->bytes();
+  timing.weights = values.size();
+  return timing;
 }
 
 Result<KernelTiming> TimeDequantize(const Type& type, const KernelBenchmarkOptions& o) {
@@ -190,8 +195,13 @@ Result<KernelTiming> TimeDequantize(const Type& type, const KernelBenchmarkOptio
         });
       });
   NIBBLE_RETURN_IF_ERROR(status);
-  return KernelTiming{seconds, weights.bytes(), out.size(),
-                      0,       "memory write",  limit_seconds / seconds};
+  KernelTiming timing;
+  timing.seconds = seconds;
+  timing.weight_bytes = weights.bytes();
+  timing.weights = out.size();
+  timing.limit = "memory write";
+  timing.of_limit = limit_seconds / seconds;
+  return timing;
 }
 
 }  // namespace

@@ -89,6 +89,7 @@ TEST_F(CliTest, BenchKernelsTimesFormatsAndSchemes) {
   }
   EXPECT_EQ(kernels[0]["weight_bytes"], 48 * 2 * 144);
   EXPECT_EQ(kernels[0]["limit"], "memory read");
+  EXPECT_EQ(kernels[0]["kernel"], "int8 dots with blocks");
 }
 
 TEST_F(CliTest, BenchKernelsRefusesMisuse) {

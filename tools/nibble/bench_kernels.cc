@@ -73,9 +73,9 @@ std::vector<Measured> Plan(const BenchKernelsCommand& command, const ParallelFor
 double PerSecond(const Measured& m, double amount) { return amount / m.timing.seconds; }
 
 void PrintTable(const std::vector<Measured>& measured) {
-  Table table(
-      {"type", "kernel", "rows", "ms", "weights GB/s", "GFLOP/s", "Gweights/s", "share", "of what"},
-      {false, false, true, true, true, true, true, true, false});
+  Table table({"type", "operation", "rows", "ms", "weights GB/s", "GFLOP/s", "Gweights/s", "share",
+               "of what", "kernel"},
+              {false, false, true, true, true, true, true, true, false, false});
   for (const Measured& m : measured) {
     const KernelTiming& t = m.timing;
     table.Add({m.options.type, m.name->text,
@@ -84,7 +84,7 @@ void PrintTable(const std::vector<Measured>& measured) {
                fmt::format("{:.2f}", PerSecond(m, static_cast<double>(t.weight_bytes)) / 1e9),
                m.is_product() ? fmt::format("{:.1f}", PerSecond(m, t.operations) / 1e9) : "",
                fmt::format("{:.3f}", PerSecond(m, static_cast<double>(t.weights)) / 1e9),
-               t.of_limit > 0 ? fmt::format("{:.0f} %", 100 * t.of_limit) : "", t.limit});
+               t.of_limit > 0 ? fmt::format("{:.0f} %", 100 * t.of_limit) : "", t.limit, t.kernel});
   }
   fmt::print("{}", table.Text());
 }
@@ -108,6 +108,7 @@ void PrintJson(const std::vector<Measured>& measured, const BenchKernelsCommand&
     if (m.is_product()) {
       entry["activation_rows"] = m.options.activation_rows;
       entry["operations"] = t.operations;
+      entry["kernel"] = t.kernel;
     }
     if (t.of_limit > 0) {
       entry["limit"] = t.limit;
