@@ -22,11 +22,20 @@ HWY_PUSH_ATTRIBUTES("amx-tile,amx-bf16,avx2,fma,avx512f,avx512bw,avx512vl,avx512
 namespace nibble {
 namespace {
 
-struct Bf16Dots {
+// Weights on the left, as rows: sums are [n, m].
+struct LeftDots {
   static void D046() { _tile_dpbf16ps(0, 4, 6); }
   static void D147() { _tile_dpbf16ps(1, 4, 7); }
   static void D256() { _tile_dpbf16ps(2, 5, 6); }
   static void D357() { _tile_dpbf16ps(3, 5, 7); }
+};
+
+// Weights on the right, as pairs of columns: sums are [m, n].
+struct RightDots {
+  static void D046() { _tile_dpbf16ps(0, 6, 4); }
+  static void D147() { _tile_dpbf16ps(1, 7, 4); }
+  static void D256() { _tile_dpbf16ps(2, 6, 5); }
+  static void D357() { _tile_dpbf16ps(3, 7, 5); }
 };
 
 inline __m512i ToBf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
@@ -54,6 +63,8 @@ inline __m512i LoadBf16(const void* row, DType type, int64_t count) {
   }
 }
 
+// The right operand is transposed, pairs of columns staying together.
+template <bool kRight>
 void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_t col,
           int64_t count, uint8_t* slab) {
   const int64_t element = static_cast<int64_t>(DTypeBytes(activations.dtype));
@@ -67,7 +78,7 @@ void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_
                                          activations.dtype, count - k)
                               : _mm512_setzero_si512();
       }
-      Transpose16x16(rows);
+      if constexpr (kRight) Transpose16x16(rows);
       for (int64_t i = 0; i < kTileRows; ++i) {
         _mm512_store_si512(slab + i * kChunkBytes, rows[i]);
       }
@@ -76,6 +87,7 @@ void Pack(const ActivationRows& activations, int64_t m0, int64_t m_count, int64_
   }
 }
 
+template <bool kTransposed>
 void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t m_count,
            int64_t n0, int64_t n_count) {
   for (int64_t n_tile = 0; n_tile * kTileRows < n_count; ++n_tile) {
@@ -88,7 +100,7 @@ void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t
       const float* tile = totals + (2 * n_tile + m_tile) * kTileSums;
       __m512i rows[16];
       for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(tile + 16 * i);
-      Transpose16x16(rows);
+      if constexpr (kTransposed) Transpose16x16(rows);
       const int64_t count = std::min(kTileRows, m_count - m_tile * kTileRows);
       for (int64_t i = 0; i < count; ++i) {
         float* out = output.Row(m0 + m_tile * kTileRows + i) + n0 + n;
@@ -106,7 +118,8 @@ void Store(const float* totals, const ProductOutput& output, int64_t m0, int64_t
   }
 }
 
-constexpr GemmBf16 kAmx = {kTileUnit<Bf16Dots, float>, Pack, Store};
+constexpr GemmBf16 kOfRows = {kTileUnit<LeftDots, float>, Pack<true>, Store<true>};
+constexpr GemmBf16 kOfPairs = {kTileUnit<RightDots, float>, Pack<false>, Store<false>};
 
 }  // namespace
 }  // namespace nibble
@@ -118,9 +131,9 @@ HWY_DIAGNOSTICS(pop)
 
 namespace nibble {
 
-const GemmBf16* AmxGemmBf16() {
+const GemmBf16* AmxGemmBf16([[maybe_unused]] bool column_pairs) {
 #if HWY_ARCH_X86_64 && defined(__linux__)
-  if (GetAmxSupport().bf16) return &kAmx;
+  if (GetAmxSupport().bf16) return column_pairs ? &kOfPairs : &kOfRows;
 #endif
   return nullptr;
 }

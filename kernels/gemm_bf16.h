@@ -26,10 +26,12 @@ struct GemmBf16 {
                 int64_t n0, int64_t n_count);
 };
 
-// The functions of the AMX tile unit; null where the processor has none or the system refuses it.
-const GemmBf16* AmxGemmBf16();
+// The functions of the AMX tile unit, for weights that decode to rows or to pairs of columns; null
+// where the processor has none or the system refuses it.
+const GemmBf16* AmxGemmBf16(bool column_pairs = false);
 
-// Products of bf16-rounded operands with the given functions.
+// Products of bf16-rounded operands with the given functions, for weights that decode as those
+// need.
 Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> products,
                   const ParallelFor& parallel);
 

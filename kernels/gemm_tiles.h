@@ -1,8 +1,11 @@
 // Products in tiles of 16 x 16 sums: the layouts of their operands and the order of the work, for
 // any type of number of which a tile unit multiplies 64 bytes of a row at a time.
 //
-// Weights stay the left operand, so that their rows need no transposition: sums are [n, m], and
-// only the activations, packed once for all weights, and the finished sums are transposed.
+// Weights are never transposed. Where they decode to rows they are the left operand: sums are
+// [n, m], and the activations, packed once for all weights, and the finished sums are transposed.
+// Where sixteen of their rows decode to columns they are the right one, sums are [m, n], and
+// nothing is transposed. Below, layouts are those of the left one; "rows" of the right one's tiles
+// are columns, 4 bytes of each of sixteen rows.
 //
 //   chunk   columns whose numbers fill 64 bytes of a row
 //   panel   32 weight rows of a block of up to 16 chunks, chunk after chunk, two tiles each; a tile
@@ -67,6 +70,10 @@ struct TileUnit {
   void (*multiply)(const uint8_t* panel, const uint8_t* slab, int64_t chunks, int n_tiles,
                    int m_tiles, Sum* sums, const Addition<Sum>& before, const Ahead& ahead);
   void (*add)(const Addition<Sum>& addition);
+  // Adds panel x slab^T to sums that stay in the unit until they go to `sums`, where it is not
+  // null; `first`: they begin at zero. Nothing else may use the unit meanwhile.
+  void (*accumulate)(const uint8_t* panel, const uint8_t* slab, int64_t chunks, int n_tiles,
+                     int m_tiles, bool first, Sum* sums);
 };
 
 // Activation rows of a slab.
@@ -174,6 +181,36 @@ void MultiplyTileStep(const TileUnit<Sum>& unit, const uint8_t* slab, const Tile
   }
 }
 
+// A task of at most kPairRows activation rows: 32 weight rows after another, whose sums stay in the
+// tile unit over all chunks. Steps are so short that their panel and slab fit the first-level
+// cache.
+template <class Sum, class Decode, class Store>
+void MultiplyFewRows(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* slab,
+                     const TileTask& task, const Decode& decode, const Store& store,
+                     const TileMemory<Sum>& memory) {
+  constexpr int64_t kStepChunks = kBlockChunks / 2;
+  const int64_t end = task.n0 + task.n_rows;
+  const int m_tiles = task.m_rows > kTileRows ? 2 : 1;
+  for (int64_t row = task.n0; row < end; row += kPairRows) {
+    const int64_t row_count = std::min(kPairRows, end - row);
+    for (int64_t chunk = 0; chunk < chunks; chunk += kStepChunks) {
+      const int64_t count = std::min(kStepChunks, chunks - chunk);
+      const bool last = chunk + count == chunks;
+      TileStep next = {row, row_count, chunk + count,
+                       std::min(kStepChunks, chunks - chunk - count)};
+      if (last) {
+        next = {row + row_count, std::min(kPairRows, end - row - row_count), 0,
+                std::min(kStepChunks, chunks)};
+      }
+      decode(TileStep{row, row_count, chunk, count}, next, memory.panels);
+      unit.accumulate(memory.panels, slab + chunk * kPairBytes, count,
+                      row_count > kTileRows ? 2 : 1, m_tiles, chunk == 0,
+                      last ? memory.sums : nullptr);
+    }
+    store(memory.sums, task.m0, task.m_rows, row, row_count);
+  }
+}
+
 // A task's products over `chunks`. decode(step, next, panels) makes the panels of a step and may
 // ask for the codes of the next; store(totals, m, m_count, n, n_count) writes a pair's totals out.
 template <class Sum, class Decode, class Store>
@@ -183,6 +220,10 @@ void MultiplyTileTask(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* 
   const int64_t padded_m = RoundUp(task.m_rows, kPairRows), end = task.n0 + task.n_rows;
   TileStep step{task.n0, std::min(step_rows, task.n_rows), 0, std::min(kBlockChunks, chunks)};
   unit.enter();
+  if (task.m_rows <= kPairRows) {
+    MultiplyFewRows(unit, chunks, slabs, task, decode, store, memory);
+    return unit.leave();
+  }
   while (step.row < end) {
     TileStep next = step;
     next.chunk += step.chunk_count;

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
@@ -54,15 +53,6 @@ constexpr int kMostRows = kMostTileRows;
 #else
 constexpr int kMostRows = kMostTileRows / 2;
 #endif
-
-// body(0), ..., body(kCount - 1), each number a constant: what arrays hold stays in registers.
-template <int kCount, class Body>
-HWY_INLINE void Unroll(const Body& body) {
-  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) HWY_ATTR {
-    (body(std::integral_constant<int, kNumbers>()), ...);
-  }
-  (std::make_integer_sequence<int, kCount>());
-}
 
 // One chunk of 32 columns of one tile times kM activation rows; sums[m * 16 + r] += row m times row
 // r, for rows of the tile from `row` on, as many as a vector has lanes.

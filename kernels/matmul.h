@@ -22,8 +22,10 @@ struct WeightRows {
   using Decode = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                           float* out);
   // The same rounded to bf16, for `tile_rows` rows from a multiple of it on: chunk c of 32 columns
-  // of row r at out + c * stride + r * 32, the last filled up with zeros. `count` is at most
-  // kBlockCols. Rows beyond the last are zeros.
+  // of row r at out + c * stride + r * 32, the last filled up with zeros; or, where column_pairs,
+  // of 16 rows each pair of columns of one row after another: (k, k + 1) of row r at
+  // out + c * stride + k % 32 * 16 + 2 * r. `count` is at most kBlockCols. Rows beyond the last are
+  // zeros.
   using DecodeBf16 = void (*)(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                               uint16_t* out, int64_t stride);
 
@@ -34,6 +36,7 @@ struct WeightRows {
   uint32_t kind = 0;
   Decode decode = nullptr;
   DecodeBf16 decode_bf16 = nullptr;
+  bool column_pairs = false;
 
   // Where the codes lie: `tile_rows` rows together, column range after column range; row_bytes for
   // each row.

@@ -150,6 +150,7 @@ WeightRows PackedRows(Format format, const std::byte* tiles, int64_t rows, int64
   weights.tile_rows = kPackRows;
   weights.kind = static_cast<uint32_t>(format);
   weights.decode_bf16 = FindDecodePackedBf16(format);
+  weights.column_pairs = true;
   VisitPacked(format, [&](auto packed) {
     weights.unit = decltype(packed)::kWeights;
     weights.decode = DecodeRowOf<decltype(packed)>;

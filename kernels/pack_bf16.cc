@@ -34,8 +34,7 @@ HWY_INLINE void StorePair(hn::Vec<DF> low, hn::Vec<DF> high, uint16_t* out) {
 }
 
 // 32 codes in groups of kGroup (16, or 32 and more) to bf16, rounded as the exact weight rounds.
-// The scales of two groups lie kStride apart.
-template <int kGroup, bool kHasMin, size_t kStride = 1>
+template <int kGroup, bool kHasMin>
 HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float* mins,
                            uint16_t* out) {
   const DF df;
@@ -43,7 +42,7 @@ HWY_INLINE void ScaleChunk(const int8_t* codes, const float* scales, const float
   const hn::Rebind<int8_t, DF> d8;
   const size_t lanes = hn::Lanes(df);
   const auto weight = [&](size_t i) HWY_ATTR {
-    const size_t group = i / static_cast<size_t>(kGroup) * kStride;
+    const size_t group = i / static_cast<size_t>(kGroup);
     const auto code = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, codes + i)));
     auto w = hn::Mul(code, hn::Set(df, scales[group]));
     if constexpr (kHasMin) w = hn::Sub(w, hn::Set(df, mins[group]));
@@ -69,7 +68,7 @@ constexpr int LookUpBits() {
 }
 
 // As ScaleChunk, from stored codes: what each stands for is computed once for a group.
-template <class Codec, size_t kStride>
+template <class Codec>
 HWY_INLINE void LookUpChunk(const uint8_t* stored, const float* scales, const float* mins,
                             uint16_t* out) {
   constexpr bool kTwoGroups = Codec::kGroup < kChunk;
@@ -85,9 +84,7 @@ HWY_INLINE void LookUpChunk(const uint8_t* stored, const float* scales, const fl
   };
   // Entries 0-15 and 16-31: of 32 codes; of 16 codes in each of two groups; or of 16 codes twice.
   const auto low = weights(-kOffset, 0);
-  const auto high = kFive        ? weights(16 - kOffset, 0)
-                    : kTwoGroups ? weights(-kOffset, kStride)
-                                 : low;
+  const auto high = kFive ? weights(16 - kOffset, 0) : kTwoGroups ? weights(-kOffset, 1) : low;
   const auto table = hn::BitCast(d16, hn::OrderedDemote2To(DB(), low, high));
   auto index = hn::PromoteTo(d16, hn::LoadU(d8, stored));
   if constexpr (kTwoGroups) {
@@ -122,7 +119,7 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
     for (int c = 0; c < Codec::kWeights; c += kChunk, out += stride) {
       const float *s = scales + c / kGroup, *m = mins + c / kGroup;
       if constexpr (LookUpBits<Codec>() > 0) {
-        LookUpChunk<Codec, 1>(stored + c, s, m, out);
+        LookUpChunk<Codec>(stored + c, s, m, out);
       } else {
         ScaleChunk<kGroup, Codec::kHasMin>(codes + c, s, m, out);
       }
@@ -130,62 +127,78 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
   }
 }
 
-// The codes of a chunk of a tile, row after row: stored ones where they will be looked up.
-template <class Packed>
-HWY_INLINE void UnpackChunk(const uint8_t* chunk, int8_t* HWY_RESTRICT codes) {
-  const hn::Repartition<uint32_t, D8> d32;
-  alignas(64) uint32_t halves[2][kPackRows * 4];  // 16 columns of a row after another
-  for (size_t row = 0; row < kPackRows; row += hn::Lanes(d32)) {
-    const auto half = [&](auto first, uint32_t* to) HWY_ATTR {
-      const auto quad = [&](auto number) HWY_ATTR {
-        V8 v = LoadQuad<Packed, decltype(first)::value + decltype(number)::value>(chunk + 4 * row);
-        if constexpr (LookUpBits<typename Packed::Codec>() == 0) {
-          v = hn::Sub(v, hn::Set(D8(), static_cast<uint8_t>(Packed::kOffset)));
-        }
-        return hn::BitCast(d32, v);
-      };
-      hn::StoreInterleaved4(quad(std::integral_constant<int, 0>()),
-                            quad(std::integral_constant<int, 1>()),
-                            quad(std::integral_constant<int, 2>()),
-                            quad(std::integral_constant<int, 3>()), d32, to + 4 * row);
-    };
-    half(std::integral_constant<int, 0>(), halves[0]);
-    half(std::integral_constant<int, 4>(), halves[1]);
+// --- Packed tiles ---
+
+// Shifts left by kBy, or right where it is negative.
+template <int kBy, class V>
+HWY_INLINE V Shift(V v) {
+  if constexpr (kBy > 0) return hn::ShiftLeft<kBy>(v);
+  if constexpr (kBy < 0) return hn::ShiftRight<-kBy>(v);
+  return v;
+}
+
+// Sixteen rows' weights of column kColumn of quad kQuad, scaled. Stored codes are laid into the
+// upper mantissa bits of 256, which makes them 256 + code without a conversion; `start` is what
+// that and the offset, times the scale, are too much, and the minimum. A single rounding, and
+// exact where scales are halves.
+template <class Packed, int kQuad, int kColumn>
+HWY_INLINE VF DecodeColumn(const uint8_t* chunk, VF scale, VF start) {
+  const hn::RebindToUnsigned<DF> du;
+  constexpr bool kInPlane = Packed::kHighBits == 0 && !Packed::kHasTable;
+  constexpr QuadPlace kPlace = PlaceOf(Packed::kLowBits, kQuad);
+  constexpr int kBits = Packed::kHasTable ? 8 : Packed::kLowBits + Packed::kHighBits;
+  constexpr int kFirst = 8 * kColumn + (kInPlane ? kPlace.shift : 0);  // bit of the code
+  V8 bytes;
+  if constexpr (kInPlane) {
+    bytes = hn::LoadU(D8(), chunk + 64 * kPlace.vector);
+  } else {
+    bytes = LoadQuad<Packed, kQuad>(chunk);
   }
-  for (size_t row = 0; row < kPackRows; ++row) {
-    std::memcpy(codes + row * kPackCols, halves[0] + 4 * row, 16);
-    std::memcpy(codes + row * kPackCols + 16, halves[1] + 4 * row, 16);
-  }
+  constexpr int kMantissaBit = 15;  // of 1 beside 256
+  const auto moved = Shift<kMantissaBit - kFirst>(hn::BitCast(du, bytes));
+  const auto mask = hn::Set(du, ((1u << kBits) - 1) << kMantissaBit);
+  const auto number = hn::OrAnd(hn::BitCast(du, hn::Set(DF(), 256.0f)), moved, mask);
+  return hn::MulAdd(hn::BitCast(DF(), number), scale, start);
+}
+
+// Two columns of sixteen rows as bf16, side by side, rounded to nearest and away from zero where
+// both are.
+HWY_INLINE void StoreColumns(VF even, VF odd, uint16_t* out) {
+  const hn::RebindToUnsigned<DF> du;
+  const auto half = hn::Set(du, 0x8000u);
+  const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(du, even), half));
+  const auto high = hn::Add(hn::BitCast(du, odd), half);
+  hn::StoreU(hn::OrAnd(low, high, hn::Set(du, 0xFFFF0000u)), du, reinterpret_cast<uint32_t*>(out));
 }
 
 template <class Packed>
 void DecodeTileBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                     uint16_t* out, int64_t stride) {
-  constexpr int kGroup = Packed::kGroup;
-  constexpr int kChunkGroups = kGroup < kChunk ? kChunk / kGroup : 1;
+  constexpr int kParts = Packed::kGroup == 16 ? 2 : 1;  // each with a scale of its own
+  constexpr int kPartQuads = kQuads / kParts;
   const uint8_t* tile = reinterpret_cast<const uint8_t*>(weights.codes) + row * weights.row_bytes;
-  alignas(64) int8_t codes[kPackRows * kPackCols];
-  alignas(64) float scales[kChunkGroups * kPackRows], mins[kChunkGroups * kPackRows];
   for (int64_t k = col; k < col + count; k += kChunk, out += stride) {
     const uint8_t* block = tile + k / Packed::kWeights * Packed::kBlockBytes;
     const int c = static_cast<int>(k % Packed::kWeights);
-    UnpackChunk<Packed>(block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes, codes);
-    for (size_t g = 0; g < kChunkGroups; ++g) {
-      for (size_t r = 0; r < kPackRows; r += hn::Lanes(DF())) {
-        const Scale s = LoadScale<Packed>(block, r, c / kGroup + static_cast<int>(g));
-        hn::StoreU(s.scale, DF(), scales + g * kPackRows + r);
-        if constexpr (Packed::kHasMin) hn::StoreU(s.min, DF(), mins + g * kPackRows + r);
-      }
-    }
-    for (size_t r = 0; r < kPackRows; ++r) {
-      uint16_t* to = out + r * kChunk;
-      const int8_t* row_codes = codes + r * kPackCols;
-      if constexpr (LookUpBits<typename Packed::Codec>() > 0) {
-        LookUpChunk<typename Packed::Codec, kPackRows>(reinterpret_cast<const uint8_t*>(row_codes),
-                                                       scales + r, mins + r, to);
-      } else {
-        ScaleChunk<kGroup, Packed::kHasMin, kPackRows>(row_codes, scales + r, mins + r, to);
-      }
+    const uint8_t* chunk = block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes;
+    for (size_t r = 0; r < kPackRows; r += hn::Lanes(DF())) {
+      const auto part = [&](auto number) HWY_ATTR {
+        constexpr int kPart = decltype(number)::value;
+        const Scale s = LoadScale<Packed>(block, r, c / Packed::kGroup + kPart);
+        VF start = hn::Mul(s.scale, hn::Set(DF(), -256.0f - Packed::kOffset));
+        if constexpr (Packed::kHasMin) start = hn::Sub(start, s.min);
+        const auto quad = [&](auto within) HWY_ATTR {
+          constexpr int kQuad = kPart * kPartQuads + decltype(within)::value;
+          const uint8_t* from = chunk + 4 * r;
+          uint16_t* to = out + 2 * kQuad * kChunk + 2 * r;
+          StoreColumns(DecodeColumn<Packed, kQuad, 0>(from, s.scale, start),
+                       DecodeColumn<Packed, kQuad, 1>(from, s.scale, start), to);
+          StoreColumns(DecodeColumn<Packed, kQuad, 2>(from, s.scale, start),
+                       DecodeColumn<Packed, kQuad, 3>(from, s.scale, start), to + kChunk);
+        };
+        Unroll<kPartQuads>(quad);
+      };
+      Unroll<kParts>(part);
     }
   }
 }

@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/pack_layout.h"
@@ -29,6 +31,15 @@ using DS8 = hn::Repartition<int8_t, DF>;
 using VF = hn::Vec<DF>;
 using VI = hn::Vec<DI>;
 using V8 = hn::Vec<D8>;
+
+// body(0), ..., body(kCount - 1), each number a constant: what arrays hold stays in registers.
+template <int kCount, class Body>
+HWY_INLINE void Unroll(const Body& body) {
+  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) HWY_ATTR {
+    (body(std::integral_constant<int, kNumbers>()), ...);
+  }
+  (std::make_integer_sequence<int, kCount>());
+}
 
 template <int kShift>
 HWY_INLINE V8 ShiftBytesRight(V8 bytes) {

@@ -276,6 +276,9 @@ class Group {
     if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, parallel));
     if (!per_row_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulW8A8(per_row_, parallel));
     if (!bf16_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(), bf16_, parallel));
+    if (!bf16_pairs_.empty()) {
+      NIBBLE_RETURN_IF_ERROR(MatmulBf16(*AmxGemmBf16(true), bf16_pairs_, parallel));
+    }
     if (!f32_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulF32(f32_, parallel));
     return OkStatus();
   }
@@ -309,7 +312,8 @@ class Group {
   }
 
   void AddRows(Kernel kernel, const Operands& operands, const WeightRows& weights) {
-    auto& products = kernel == Kernel::kBf16Tiles ? bf16_ : f32_;
+    auto& tiles = weights.column_pairs ? bf16_pairs_ : bf16_;
+    auto& products = kernel == Kernel::kBf16Tiles ? tiles : f32_;
     products.push_back({RowsOf(operands), weights, OutputOf(operands)});
   }
 
@@ -335,7 +339,7 @@ class Group {
   std::vector<Product<BlockWeights>> blocks_, many_blocks_, numbers_;
   std::vector<Product<const PlanarInt8*>> planes_;
   std::vector<Product<W8A8Weights>> per_row_;
-  std::vector<Product<WeightRows>> bf16_, f32_;
+  std::vector<Product<WeightRows>> bf16_, bf16_pairs_, f32_;
 };
 
 }  // namespace
