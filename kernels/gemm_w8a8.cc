@@ -12,6 +12,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
+#include "kernels/dots-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -26,28 +27,14 @@ using V8 = hn::Vec<D8>;
 using VS8 = hn::Vec<DS8>;
 using VI = hn::Vec<DI>;
 
-// sum += dot products of four bytes each, of w + 128 where kStoredOffset is 128. Activations are
-// above -128 unless kAnyCode.
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-constexpr int kStoredOffset = 0;
+// sum += dot products of four bytes each, of w + kDotsOffset. Activations are above -128 unless
+// kAnyCode: two products of -128 by -128 do not fit in 16 bits.
 template <bool kAnyCode>
-HWY_INLINE VI AddDots(VS8 w, VS8 a, VI sum) {
-  // Two products of -128 by -128 do not fit in 16 bits.
-  if constexpr (kAnyCode) return hn::SumOfMulQuadAccumulate(DI(), w, a, sum);
+HWY_INLINE VI AddSigned(VS8 w, VS8 a, VI sum) {
+  if constexpr (kAnyCode && kDotsOffset == 0) return hn::SumOfMulQuadAccumulate(DI(), w, a, sum);
   const D8 d;
-  const hn::Repartition<int16_t, D8> d16;
-  const auto pairs = hn::SatWidenMulPairwiseAdd(d16, hn::BitCast(d, hn::Abs(w)),
-                                                hn::IfNegativeThenNegOrUndefIfZero(w, a));
-  return hn::Add(sum, hn::WidenMulPairwiseAdd(DI(), pairs, hn::Set(d16, int16_t{1})));
+  return AddDots<false>(d, hn::Xor(hn::BitCast(d, w), hn::Set(d, uint8_t{128})), a, sum);
 }
-#else
-constexpr int kStoredOffset = 128;
-template <bool>
-HWY_INLINE VI AddDots(VS8 w, VS8 a, VI sum) {
-  return hn::SumOfMulQuadAccumulate(
-      DI(), hn::Xor(hn::BitCast(D8(), w), hn::Set(D8(), uint8_t{128})), a, sum);
-}
-#endif
 
 // sums[m * 4 + n] += the product of activation row m and weight row n over `count` columns.
 // Weights may end at `count`; activations are zeros from there to the end of a vector.
@@ -68,33 +55,33 @@ HWY_INLINE void MultiplyBlock(const int8_t* const* w, const int8_t* a, int64_t a
     VS8 v1 = v0, v2 = v0, v3 = v0;
     if constexpr (kN > 1) v1 = load(w1 + k), v2 = load(w2 + k), v3 = load(w3 + k);
     const VS8 a0 = hn::LoadU(ds, a + k);
-    s00 = AddDots<kAnyCode>(v0, a0, s00);
+    s00 = AddSigned<kAnyCode>(v0, a0, s00);
     if constexpr (kN > 1) {
-      s01 = AddDots<kAnyCode>(v1, a0, s01), s02 = AddDots<kAnyCode>(v2, a0, s02),
-      s03 = AddDots<kAnyCode>(v3, a0, s03);
+      s01 = AddSigned<kAnyCode>(v1, a0, s01), s02 = AddSigned<kAnyCode>(v2, a0, s02),
+      s03 = AddSigned<kAnyCode>(v3, a0, s03);
     }
     if constexpr (kM > 1) {
       const VS8 a1 = hn::LoadU(ds, a + a_stride + k);
-      s10 = AddDots<kAnyCode>(v0, a1, s10);
+      s10 = AddSigned<kAnyCode>(v0, a1, s10);
       if constexpr (kN > 1) {
-        s11 = AddDots<kAnyCode>(v1, a1, s11), s12 = AddDots<kAnyCode>(v2, a1, s12),
-        s13 = AddDots<kAnyCode>(v3, a1, s13);
+        s11 = AddSigned<kAnyCode>(v1, a1, s11), s12 = AddSigned<kAnyCode>(v2, a1, s12),
+        s13 = AddSigned<kAnyCode>(v3, a1, s13);
       }
     }
     if constexpr (kM > 2) {
       const VS8 a2 = hn::LoadU(ds, a + 2 * a_stride + k);
-      s20 = AddDots<kAnyCode>(v0, a2, s20);
+      s20 = AddSigned<kAnyCode>(v0, a2, s20);
       if constexpr (kN > 1) {
-        s21 = AddDots<kAnyCode>(v1, a2, s21), s22 = AddDots<kAnyCode>(v2, a2, s22),
-        s23 = AddDots<kAnyCode>(v3, a2, s23);
+        s21 = AddSigned<kAnyCode>(v1, a2, s21), s22 = AddSigned<kAnyCode>(v2, a2, s22),
+        s23 = AddSigned<kAnyCode>(v3, a2, s23);
       }
     }
     if constexpr (kM > 3) {
       const VS8 a3 = hn::LoadU(ds, a + 3 * a_stride + k);
-      s30 = AddDots<kAnyCode>(v0, a3, s30);
+      s30 = AddSigned<kAnyCode>(v0, a3, s30);
       if constexpr (kN > 1) {
-        s31 = AddDots<kAnyCode>(v1, a3, s31), s32 = AddDots<kAnyCode>(v2, a3, s32),
-        s33 = AddDots<kAnyCode>(v3, a3, s33);
+        s31 = AddSigned<kAnyCode>(v1, a3, s31), s32 = AddSigned<kAnyCode>(v2, a3, s32),
+        s33 = AddSigned<kAnyCode>(v3, a3, s33);
       }
     }
   };
@@ -123,7 +110,7 @@ void MultiplyRows(const int8_t* const* w, int n_count, int64_t cols, const W8A8R
                   int m_count, int64_t* sums) {
   const int8_t* codes = a.codes + m0 * a.stride;
   for (int m = 0; m < m_count; ++m) {
-    for (int n = 0; n < 4; ++n) sums[m * 4 + n] = int64_t{-kStoredOffset} * a.sums[m0 + m];
+    for (int n = 0; n < 4; ++n) sums[m * 4 + n] = int64_t{-kDotsOffset} * a.sums[m0 + m];
   }
   for (int64_t col = 0; col < cols; col += kW8A8BlockCols) {
     const int64_t count = HWY_MIN(kW8A8BlockCols, cols - col);
@@ -141,7 +128,7 @@ void MultiplyRows(const int8_t* const* w, int n_count, int64_t cols, const W8A8R
         if (m_count == 3) return run(any_code, std::integral_constant<int, 3>());
         return run(any_code, std::integral_constant<int, 4>());
       };
-      if constexpr (kStoredOffset == 0) {
+      if constexpr (kDotsOffset == 0) {
         if (a.any_code) return by_count(std::true_type());
       }
       by_count(std::false_type());

@@ -15,6 +15,8 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
+#include "kernels/dots-inl.h"
+#include "kernels/round32-inl.h"
 #include "kernels/unpack-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -38,34 +40,10 @@ using Widest = hn::CappedTag<uint8_t, 64>;
 using Widest = Bytes32;
 #endif
 
-// Dot products of four bytes at a time. Bytes of weights are at most 128 where kSmall.
-template <bool kSmall, class D>
-HWY_INLINE hn::Vec<hn::Repartition<int32_t, D>> DotQuads(D d, hn::Vec<D> w,
-                                                         hn::Vec<hn::RebindToSigned<D>> a) {
-  const hn::Repartition<int32_t, D> di;
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-  // Sums of two products fit in 16 bits, if the weights lose the 128 that made them unsigned.
-  const hn::Repartition<int16_t, D> d16;
-  if constexpr (!kSmall) {
-    const hn::RebindToSigned<D> ds;
-    const auto w_signed = hn::BitCast(ds, hn::Xor(w, hn::Set(d, uint8_t{128})));
-    a = hn::IfNegativeThenNegOrUndefIfZero(w_signed, a);
-    w = hn::BitCast(d, hn::Abs(w_signed));
-  }
-  const auto pairs = hn::SatWidenMulPairwiseAdd(d16, w, a);
-  return hn::WidenMulPairwiseAdd(di, pairs, hn::Set(d16, int16_t{1}));
-#else
-  return hn::SumOfMulQuadAccumulate(di, w, a, hn::Zero(di));
-#endif
-}
-
-// What the codes of DotQuads stand above the codes of the format.
+// What the codes of dot products stand above the codes of the format.
 template <class Block>
 constexpr float Offset() {
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-  if (kStoredOffset<Block> == 128) return 0;
-#endif
-  return kStoredOffset<Block>;
+  return kStoredOffset<Block> == 128 ? kDotsOffset : kStoredOffset<Block>;
 }
 
 // Eight halves from as many places.
@@ -249,7 +227,8 @@ HWY_INLINE void MultiplyCodes(const float* w_scales, const float* w_mins, const 
   auto even = hn::Load(df, sums);
   auto odd = factors.Combine(w_scales, w_mins, a_scales, a_sums, Unit::kHasMin, hn::Zero(df));
   visit([&](auto d, auto stored, size_t place) NIBBLE_INLINE_LAMBDA {
-    const auto dots = DotQuads<Unit::kSmall>(d, stored, hn::LoadU(ds, a_codes + place));
+    const auto dots = AddDots<Unit::kSmall>(d, stored, hn::LoadU(ds, a_codes + place),
+                                            hn::Zero(Ints<decltype(d)>()));
     auto& sum = place / hn::MaxLanes(d) % 2 == 0 ? even : odd;
     sum = hn::MulAdd(hn::ConvertTo(df, dots), factors.Lanes(place), sum);
   });
@@ -372,29 +351,11 @@ void RoundActivations(const float* row, int64_t cols, const BlockKernel& kernel,
   int place[kUnitCols / 16];
   for (int to = 0; to < kUnitCols; to += 16) place[ColumnAt(kernel.order, to) / 16] = to;
   std::memset(codes, 0, static_cast<size_t>(padded_cols));
-  const hn::CappedTag<float, 16> df;
-  const hn::RebindToSigned<decltype(df)> di;
-  const hn::Rebind<int8_t, decltype(df)> d8;
-  const size_t lanes = hn::Lanes(df);
   const int64_t repeat = 32 / group;
   for (int64_t k = 0; k < cols; k += 32) {
-    auto most = hn::Zero(df), poison = hn::Zero(df);
-    for (size_t i = 0; i < 32; i += lanes) {
-      const auto v = hn::LoadU(df, row + k + i);
-      most = hn::Max(most, hn::Abs(v));
-      poison = hn::MulAdd(v, hn::Zero(df), poison);  // NaN where a value is not finite
-    }
-    const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
-    const float scale = nan == 0 ? largest / 127.0f : nan;
-    const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
-    int32_t sum[2] = {0, 0};
-    for (size_t i = 0; i < 32; i += lanes) {
-      const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse));
-      const int64_t unit = k / kUnitCols * kUnitCols,
-                    at = (k - unit + static_cast<int64_t>(i)) / 16;
-      hn::StoreU(hn::DemoteTo(d8, q), d8, codes + unit + place[at] + i % 16);
-      sum[i / 16] += hn::ReduceSum(di, q);
-    }
+    const int64_t within = k % kUnitCols;
+    int8_t* unit = codes + (k - within);
+    auto [scale, sum] = Round32(row + k, unit + place[within / 16], unit + place[within / 16 + 1]);
     if (repeat == 1) sum[0] += sum[1];
     for (int64_t i = 0; i < repeat; ++i) {
       scales[k / group + i] = scale;

@@ -18,6 +18,7 @@
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
 #include "kernels/packed-inl.h"
+#include "kernels/round32-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -151,33 +152,14 @@ TilesKernel FindTilesKernel(Format format) {
 
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
                          float* scales, int32_t* starts, float* sums) {
-  const hn::CappedTag<float, 16> df;
-  const hn::RebindToSigned<decltype(df)> di;
-  const hn::Rebind<int8_t, decltype(df)> d8;
-  const size_t lanes = hn::Lanes(df);
   for (int64_t k = 0; k < cols; k += 32) {
-    auto most = hn::Zero(df), poison = hn::Zero(df);
-    for (size_t i = 0; i < 32; i += lanes) {
-      const auto v = hn::LoadU(df, row + k + i);
-      most = hn::Max(most, hn::Abs(v));
-      poison = hn::MulAdd(v, hn::Zero(df), poison);  // NaN where a value is not finite
-    }
-    const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
-    const float scale = largest / 127.0f;
-    const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
-    int32_t sum[2] = {0, 0};
-    for (size_t i = 0; i < 32; i += lanes) {
-      const auto q = hn::DemoteTo(d8, hn::NearestInt(hn::Mul(hn::LoadU(df, row + k + i), inverse)));
-      hn::StoreU(q, d8, codes + k + i);
-      // Of the codes, which are small even where an activation is not finite.
-      sum[i / 16] += hn::ReduceSum(di, hn::PromoteTo(di, q));
-    }
-    const float a_scale = nan == 0 ? scale : nan;
-    scales[k / 32] = a_scale;
-    starts[k / 16] = -offset * (group == 16 ? sum[0] : sum[0] + sum[1]);
+    const auto [scale, sum] = Round32(row + k, codes + k, codes + k + 16);
+    const int32_t first = group == 16 ? sum[0] : sum[0] + sum[1];
+    scales[k / 32] = scale;
+    starts[k / 16] = -offset * first;
     starts[k / 16 + 1] = -offset * sum[1];
-    sums[k / 16] = a_scale * static_cast<float>(group == 16 ? sum[0] : sum[0] + sum[1]);
-    sums[k / 16 + 1] = a_scale * static_cast<float>(sum[1]);
+    sums[k / 16] = scale * static_cast<float>(first);
+    sums[k / 16 + 1] = scale * static_cast<float>(sum[1]);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "hwy/cache_control.h"
 #include "kernels/int8_targets.h"
 #include "kernels/planar.h"
+#include "kernels/round_planar.h"
 #include "kernels/round_rows.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -16,6 +17,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
+#include "kernels/dots-inl.h"
 
 #ifndef NIBBLE_GEMV_PLANAR_CONSTANTS
 #define NIBBLE_GEMV_PLANAR_CONSTANTS
@@ -52,32 +54,6 @@ using VF = hn::Vec<DF>;
 
 // How far ahead, in its stream, weights are asked for.
 constexpr int64_t kPrefetchBytes = 1024;
-
-// Whether dots of bytes that may exceed 128 are those of the bytes less 128.
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-constexpr bool kDotsAreSigned = true;
-#else
-constexpr bool kDotsAreSigned = false;
-#endif
-
-// sum += dot products of four bytes each. Bytes of weights are at most 128 where kSmall.
-template <bool kSmall>
-HWY_INLINE VI AddDots(V8 w, const int8_t* HWY_RESTRICT a_codes, VI sum) {
-  auto a = hn::LoadU(DS8(), a_codes);
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-  const D8 d;
-  const hn::Repartition<int16_t, D8> d16;
-  if constexpr (!kSmall) {
-    const auto w_signed = hn::BitCast(DS8(), hn::Xor(w, hn::Set(d, uint8_t{128})));
-    a = hn::IfNegativeThenNegOrUndefIfZero(w_signed, a);
-    w = hn::BitCast(d, hn::Abs(w_signed));
-  }
-  const auto pairs = hn::SatWidenMulPairwiseAdd(d16, w, a);
-  return hn::Add(sum, hn::WidenMulPairwiseAdd(DI(), pairs, hn::Set(d16, int16_t{1})));
-#else
-  return hn::SumOfMulQuadAccumulate(DI(), w, a, sum);
-#endif
-}
 
 // Phase kPhase of bytes of kBits-bit codes, `flip` already applied. Codes spread to a byte each are
 // of 7 bits here.
@@ -118,6 +94,7 @@ HWY_INLINE void MultiplyUnit(const Shape& shape, const uint8_t* HWY_RESTRICT cod
   constexpr bool kSmall = kBits < 8 && !kHasTable;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t floats = static_cast<int64_t>(hn::Lanes(df));
+  const DS8 ds;
   const V8 flip = hn::Set(d, shape.flip);
   const V8 table = hn::LoadDup128(d, shape.table);
 
@@ -148,10 +125,12 @@ HWY_INLINE void MultiplyUnit(const Shape& shape, const uint8_t* HWY_RESTRICT cod
         V8 w = PhaseOf<kBits, kPhase>(bytes);
         if constexpr (kHasTable) w = hn::TableLookupBytes(table, w);
         const int8_t* from = a + kPhase * shape.a_bytes;
-        i0 = AddDots<kSmall>(w, from, i0);
-        if constexpr (kM > 1) i1 = AddDots<kSmall>(w, from + shape.a_codes, i1);
-        if constexpr (kM > 2) i2 = AddDots<kSmall>(w, from + 2 * shape.a_codes, i2);
-        if constexpr (kM > 3) i3 = AddDots<kSmall>(w, from + 3 * shape.a_codes, i3);
+        i0 = AddDots<kSmall>(d, w, hn::LoadU(ds, from), i0);
+        if constexpr (kM > 1) i1 = AddDots<kSmall>(d, w, hn::LoadU(ds, from + shape.a_codes), i1);
+        if constexpr (kM > 2)
+          i2 = AddDots<kSmall>(d, w, hn::LoadU(ds, from + 2 * shape.a_codes), i2);
+        if constexpr (kM > 3)
+          i3 = AddDots<kSmall>(d, w, hn::LoadU(ds, from + 3 * shape.a_codes), i3);
       }
     };
     phase(std::integral_constant<int, 0>());
@@ -271,7 +250,7 @@ void DecodeRowScales(const PlanarInt8& weights, int64_t row, int64_t groups, flo
   }
   std::memset(scales + groups, 0, kScalePadding * sizeof(float));
   const bool small = p.scheme.bits < 8 && !weights.has_table();
-  const float offset = static_cast<float>(weights.offset() - (kDotsAreSigned && !small ? 128 : 0));
+  const float offset = static_cast<float>(weights.offset() - (small ? 0 : 128 - kDotsOffset));
   if (p.scheme.symmetric) {
     std::memset(takes_off, 0, static_cast<size_t>(groups) * sizeof(float));
   } else {
@@ -410,77 +389,6 @@ MultiplyRowsFunction FindMultiplyRows(const PlanarInt8& weights) {
                              : FindMultiplyRowsOf<false>(weights);
 }
 
-// Rounds 32 activations; returns their scale.
-HWY_INLINE float Round32(const float* HWY_RESTRICT values, int8_t* HWY_RESTRICT codes,
-                         int32_t* code_sum) {
-  const hn::CappedTag<float, 16> df;
-  const hn::RebindToSigned<decltype(df)> di;
-  const hn::Rebind<int8_t, decltype(df)> d8;
-  const size_t lanes = hn::Lanes(df);
-  auto most = hn::Zero(df), poison = hn::Zero(df);
-  for (size_t i = 0; i < 32; i += lanes) {
-    const auto v = hn::LoadU(df, values + i);
-    most = hn::Max(most, hn::Abs(v));
-    poison = hn::MulAdd(v, hn::Zero(df), poison);  // NaN where a value is not finite
-  }
-  const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
-  const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
-  auto sum = hn::Zero(di);
-  for (size_t i = 0; i < 32; i += lanes) {
-    const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, values + i), inverse));
-    hn::StoreU(hn::DemoteTo(d8, q), d8, codes + i);
-    sum = hn::Add(sum, q);
-  }
-  *code_sum = hn::ReduceSum(di, sum);
-  return nan == 0 ? largest / 127.0f : nan;
-}
-
-// Byte i of phase p is code phases * i + p; `count` codes, a multiple of 64 * phases.
-void SplitPhases(const int8_t* codes, int64_t count, int phases, int8_t* out, int64_t stride) {
-  const hn::CappedTag<int8_t, 64> d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  if (phases == 1) {
-    std::memcpy(out, codes, static_cast<size_t>(count));
-  } else if (phases == 2) {
-    for (int64_t i = 0; i < count / 2; i += lanes) {
-      auto even = hn::Undefined(d), odd = even;
-      hn::LoadInterleaved2(d, codes + 2 * i, even, odd);
-      hn::StoreU(even, d, out + i);
-      hn::StoreU(odd, d, out + stride + i);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i % phases * stride + i / phases] = codes[i];
-  }
-}
-
-// One activation row. `group` as PlanarInt8's; `bytes`, `groups` as PlanarActivations'.
-void RoundPlanarRow(const float* row, int64_t cols, int phases, int64_t group, int64_t bytes,
-                    int64_t groups, int8_t* codes, float* lane_scales, float* sums) {
-  constexpr int64_t kPiece = 512;
-  std::memset(sums, 0, static_cast<size_t>(groups) * sizeof(float));
-  for (int64_t k0 = 0; k0 < bytes * phases; k0 += kPiece) {
-    int8_t piece[kPiece] = {};
-    const int64_t piece_cols = HWY_MIN(kPiece, bytes * phases - k0);
-    for (int64_t k = k0; k < k0 + piece_cols; k += 32) {
-      float scale = 0;
-      if (k < cols) {
-        int32_t sum;
-        float last[32] = {};
-        const float* values = row + k;
-        if (cols - k < 32) {
-          std::memcpy(last, values, static_cast<size_t>(cols - k) * sizeof(float));
-          values = last;
-        }
-        scale = Round32(values, piece + (k - k0), &sum);
-        sums[group > 0 ? k / group : 0] += scale * static_cast<float>(sum);
-      }
-      const int64_t lanes = 8 / phases;  // of 32 columns
-      for (int64_t i = 0; i < lanes; ++i) lane_scales[k / 32 * lanes + i] = scale;
-    }
-    SplitPhases(piece, piece_cols, phases, codes + k0 / phases, bytes);
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
@@ -489,30 +397,8 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(FindMultiplyRows);
-HWY_EXPORT(RoundPlanarRow);
 
 namespace {
-
-// Entries of 16 values in 8 bits; returns their scale, or 0 where rounding would lose more than a
-// ten-thousandth of their squares.
-float RoundTable(const PlanarPlanes& planes, uint8_t* table) {
-  float most = 0;
-  for (uint32_t i = 0; i < 16; ++i) {
-    const float value = std::fabs(CodeValue(planes.scheme, i, planes.table));
-    if (!std::isfinite(value)) return 0;
-    most = std::max(most, value);
-  }
-  const float scale = most / 127.0f;
-  float error = 0, square = 0;
-  for (uint32_t i = 0; i < 16; ++i) {
-    const float value = CodeValue(planes.scheme, i, planes.table);
-    const float code = scale > 0 ? std::nearbyint(value / scale) : 0.0f;
-    table[i] = static_cast<uint8_t>(static_cast<int>(code) + 128);
-    error += (value - code * scale) * (value - code * scale);
-    square += value * value;
-  }
-  return error < 1e-4f * square ? scale : 0;
-}
 
 // Sums of weight rows [first, first + count) with all activation rows.
 void MultiplyPart(const Product<const PlanarInt8*>& product, const PlanarActivations& a,
@@ -553,36 +439,6 @@ int64_t ActivationBytes(const PlanarInt8& weights) {
 
 }  // namespace
 
-bool PlanarInt8::Takes(const PlanarPlanes& planes) {
-  const Scheme& s = planes.scheme;
-  if (planes.group_index != nullptr) return false;
-  if (s.granularity == Granularity::kGroup &&
-      (s.group_size < 32 || !std::has_single_bit(static_cast<uint32_t>(s.group_size)))) {
-    return false;
-  }
-  if (s.code == Code::kUniform) return true;
-  uint8_t table[16];
-  return s.bits == 4 && s.symmetric && RoundTable(planes, table) > 0;
-}
-
-PlanarInt8::PlanarInt8(const PlanarPlanes& planes) : planes_(planes) {
-  const Scheme& s = planes.scheme;
-  phases_ = is_spread() ? 1 : 8 / s.bits;
-  group_ = s.granularity == Granularity::kGroup ? s.group_size : 0;
-  if (s.code != Code::kUniform) {
-    has_table_ = true;
-    offset_ = 128;
-    table_scale_ = RoundTable(planes, table_);
-  } else if (s.symmetric) {
-    // The sign bit of each of a byte's codes.
-    offset_ = 1 << (s.bits - 1);
-    for (int bit = s.bits - 1; bit < 8; bit += is_spread() ? 8 : s.bits) {
-      flip_ = static_cast<uint8_t>(flip_ | 1 << bit);
-    }
-  }
-  for (uint32_t i = 0; s.double_quant && i < 256; ++i) map_[i] = DynamicMapValue(i);
-}
-
 Status MatmulInt8Planar(std::span<const Product<const PlanarInt8*>> products,
                         const ParallelFor& parallel) {
   const int workers = std::max(1, parallel.workers);
@@ -621,11 +477,10 @@ Status MatmulInt8Planar(std::span<const Product<const PlanarInt8*>> products,
       RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
         const PlanarInt8& weights = *products[i].weights;
         const PlanarActivations a = rounded(i);
-        NIBBLE_DISPATCH(RoundPlanarRow)
-        (row, weights.planes().cols, weights.phases(), weights.group(), a.bytes, a.groups,
-         const_cast<int8_t*>(a.codes) + m * a.bytes * weights.phases(),
-         const_cast<float*>(a.lane_scales) + m * a.bytes / 4,
-         const_cast<float*>(a.sums) + m * a.groups);
+        RoundPlanarRow(row, weights.planes().cols, weights.phases(), weights.group(), a.bytes,
+                       a.groups, const_cast<int8_t*>(a.codes) + m * a.bytes * weights.phases(),
+                       const_cast<float*>(a.lane_scales) + m * a.bytes / 4,
+                       const_cast<float*>(a.sums) + m * a.groups);
       }));
 
   const int64_t task_rows = RowsPerTask(weight_rows, kRowStreams, weight_rows, workers);
