@@ -2,13 +2,12 @@
 // weights whose rows are not aligned.
 #include "cuda/bytes.h"
 
-#include <cooperative_groups.h>
-
 #include "cuda/element.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/operations.h"
 #include "cuda/products.h"
 #include "cuda/status.h"
+#include "cuda/unit_kernel.cuh"
 #include "cuda/weights.cuh"
 #include "nibble/cuda.h"
 
@@ -18,45 +17,7 @@ namespace {
 template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
     BytesKernel(const __grid_constant__ BytesArguments args) {
-  extern __shared__ uint8_t unaligned[];
-  uint8_t* shared = unaligned + (1024 - SharedAddress(unaligned) % 1024) % 1024;
-  using Block = BytesBlock<kType, kTokens>;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int index = __shfl_sync(0xFFFFFFFFu, thread / kLanes, 0);
-  const int split = static_cast<int>(blockIdx.y);
-  const DeviceWarp warp = {thread % kLanes};
-  const Block block(args, blockIdx.x, split, blockIdx.z, shared);
-  typename Block::template WarpState<DeviceWarp> state;
-  block.Begin(warp, state);
-
-  // A stage is free two units later: the product of the last one may still be under way.
-  const int ahead = args.plan.stages - 2;
-  for (int unit = 0; unit < ahead; ++unit) block.StageUnit(thread, unit);
-  for (int unit = 0; unit < block.units(); ++unit) {
-    WaitForStage(ahead - 1);
-    __syncthreads();
-    block.StageUnit(thread, unit + ahead);
-    block.MultiplyUnit(warp, index, unit, state);
-  }
-#if NIBBLE_WGMMA
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
-#if __CUDA_ARCH__ >= 900
-  if (args.plan.splits > 1) {
-    WaitForCopies<0>();
-    __syncthreads();
-    block.StoreSums(warp, index, state);
-    const auto cluster = cooperative_groups::this_cluster();
-    cluster.sync();
-    block.CombineSplits(thread, split, [&](int s) {
-      return static_cast<const typename Block::Sum*>(
-          cluster.map_shared_rank(block.Sums(), static_cast<unsigned>(s)));
-    });
-    cluster.sync();  // no block ends while others read its sums
-    return;
-  }
-#endif
-  block.StoreOutputs(warp, index, state);
+  RunUnits<BytesBlock<kType, kTokens>>(args);
 }
 
 // A warp takes a row of weights, of any alignment, and all tokens.
@@ -133,13 +94,12 @@ Status LaunchBytes(BytesArguments args, const DeviceLimits& limits, cudaStream_t
   args.plan = PlanBytes(w.rows, w.cols, args.tokens, limits);
   const BytesPlan& plan = args.plan;
   if (!is_aligned(w.codes, w.cols) || !is_aligned(args.activations, args.activation_stride) ||
-      (kType == DType::kF8E4M3 && !limits.has_float8) || plan.row_blocks == 0 ||
-      plan.token_blocks > 65535) {
+      (kType == DType::kF8E4M3 && !limits.has_float8) || plan.blocks == 0 ||
+      plan.blocks > INT32_MAX) {
     PlainBytesKernel<kType><<<BlocksFor(w.rows, kWarps), kThreads, 0, stream>>>(args);
     return LaunchStatus("matmul");
   }
-  const dim3 grid(static_cast<unsigned>(plan.row_blocks), static_cast<unsigned>(plan.splits),
-                  static_cast<unsigned>(plan.token_blocks));
+  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits));
   const auto launch = [&]<int kTokens>() {
     return LaunchKernel<BytesKernel<kType, kTokens>>(grid, kThreads, plan.shared_bytes, plan.splits,
                                                      stream, args);

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "cuda/async_copy.h"
+#include "cuda/block_sums.h"
 #include "cuda/multiply_bytes.h"
 #include "cuda/product_member.h"
 #include "cuda/warp.h"
@@ -18,15 +19,15 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kBytesRows = kWarps * 16, kUnitBytes = 128;
+inline constexpr int kUnitBytes = 128;
 
-// How a launch is laid out: blocks along x take rows of weights, along z tokens.
+// How a launch is laid out: blocks along x take rows of weights by tokens, rows first.
 struct BytesPlan {
   int tokens = 64;  // of a block: 64, 128 or 256
   int splits = 1;   // blocks along y, one cluster
   int split_units = 0;
-  int stages = 4;  // units in shared memory at once: 3 or 4
-  int64_t row_blocks = 0, token_blocks = 0;
+  int stages = 4;                      // units in shared memory at once: 3 or 4
+  int64_t row_blocks = 0, blocks = 0;  // of the rows, and along x
   int64_t shared_bytes = 0;
 };
 
@@ -52,7 +53,7 @@ struct BytesArguments {
   }
 };
 
-constexpr NIBBLE_HD int BytesStageBytes(int tokens) { return (kBytesRows + tokens) * kUnitBytes; }
+constexpr NIBBLE_HD int BytesStageBytes(int tokens) { return (kBlockRows + tokens) * kUnitBytes; }
 
 // A plan without blocks is returned where the processor's shared memory does not do.
 BytesPlan PlanBytes(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimits& limits);
@@ -61,21 +62,22 @@ template <DType kType, int kTokens>
 class BytesBlock {
  public:
   using Sum = SumOf<kType>;
-  static constexpr int kTokenTiles = kTokens / 8;
+  using Sums = BlockSums<Sum, kTokens>;
+  // The product of the unit before may be under way while one is multiplied.
+  static constexpr int kStagesInUse = 2;
 
   template <class Warp>
   struct WarpState {
-    typename Warp::template Lanes<ByteSums<Sum>> sums[kTokenTiles];
+    typename Sums::template Registers<Warp> sums;
   };
 
-  // `shared` is aligned to 1024 bytes.
-  NIBBLE_HD BytesBlock(const BytesArguments& args, int64_t row_block, int split,
-                       int64_t token_block, uint8_t* shared)
+  // `block`: along x. `shared` is aligned to 1024 bytes.
+  NIBBLE_HD BytesBlock(const BytesArguments& args, int64_t block, int split, uint8_t* shared)
       : args_(args),
         plan_(args.plan),
         shared_(shared),
-        first_row_(row_block * kBytesRows),
-        first_token_(token_block * kTokens),
+        first_row_(block % plan_.row_blocks * kBlockRows),
+        first_token_(block / plan_.row_blocks * kTokens),
         first_col_(int64_t{split} * plan_.split_units * kUnitBytes) {
     const int64_t end = Least(args.weights.cols, first_col_ + plan_.split_units * kUnitBytes);
     units_ =
@@ -90,20 +92,17 @@ class BytesBlock {
     if (unit < units_) {
       const int64_t col = first_col_ + int64_t{unit} * kUnitBytes;
       uint8_t* stage = StageOf(unit);
-      StageRows<kBytesRows>(thread, args_.weights.codes, args_.weights.cols, first_row_,
+      StageRows<kBlockRows>(thread, args_.weights.codes, args_.weights.cols, first_row_,
                             args_.weights.rows, col, stage);
       StageRows<kTokens>(thread, args_.activations, args_.activation_stride, first_token_,
-                         args_.tokens, col, stage + kBytesRows * kUnitBytes);
+                         args_.tokens, col, stage + kBlockRows * kUnitBytes);
     }
     CommitCopies();
   }
 
   template <class Warp>
   NIBBLE_HD void Begin(const Warp& warp, WarpState<Warp>& state) const {
-    warp.Each([&](int lane) {
-      NIBBLE_UNROLL
-      for (int tile = 0; tile < kTokenTiles; ++tile) state.sums[tile][lane] = ByteSums<Sum>{};
-    });
+    Sums::Clear(warp, state.sums);
   }
 
   // A warp: its rows by the tokens, of a unit that has arrived. On sm_90a the product of this unit
@@ -111,42 +110,31 @@ class BytesBlock {
   template <class Warp>
   NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit, WarpState<Warp>& state) const {
     const uint8_t* stage = StageOf(unit);
-    MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBytesRows * kUnitBytes, state.sums);
+    MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBlockRows * kUnitBytes, state.sums);
   }
 
   // A warp, where columns are not split: its outputs.
   template <class Warp>
-  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, WarpState<Warp>& state) const {
-    warp.Each([&](int lane) {
-      ForSums(index, lane, [&](int tile, int i, int row, int token) {
-        StoreOutput(token, row, state.sums[tile][lane].v[i]);
-      });
-    });
+  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, const WarpState<Warp>& state) const {
+    Sums::ForEach(warp, index, state.sums,
+                  [&](int row, int token, Sum sum) { StoreOutput(row, token, sum); });
   }
 
-  // A warp, when no one needs the stages any more: its sums to shared memory, token by token.
+  // A warp, when no one needs the stages any more: its sums to shared memory.
   template <class Warp>
-  NIBBLE_HD void StoreSums(const Warp& warp, int index, WarpState<Warp>& state) const {
-    warp.Each([&](int lane) {
-      ForSums(index, lane, [&](int tile, int i, int row, int token) {
-        Sums()[token * kBytesRows + row] = state.sums[tile][lane].v[i];
-      });
-    });
+  NIBBLE_HD void StoreSums(const Warp& warp, int index, const WarpState<Warp>& state) const {
+    Sums::Store(warp, index, state.sums, SharedSums());
   }
 
   // All threads of a block of a cluster, `of_split`(s) being the sums of split s: this block's part
-  // of the outputs, split by split.
+  // of the outputs.
   template <class OfSplit>
   NIBBLE_HD void CombineSplits(int thread, int split, const OfSplit& of_split) const {
-    for (int i = split * kThreads + thread; i < kTokens * kBytesRows;
-         i += plan_.splits * kThreads) {
-      Sum sum = of_split(0)[i];
-      for (int s = 1; s < plan_.splits; ++s) sum += of_split(s)[i];
-      StoreOutput(i / kBytesRows, i % kBytesRows, sum);
-    }
+    Sums::Combine(thread, split, plan_.splits, of_split,
+                  [&](int row, int token, Sum sum) { StoreOutput(row, token, sum); });
   }
 
-  NIBBLE_HD Sum* Sums() const { return reinterpret_cast<Sum*>(shared_); }
+  NIBBLE_HD Sum* SharedSums() const { return reinterpret_cast<Sum*>(shared_); }
 
  private:
   // kRows rows from `first` on, 128 columns from `col` on; zeros where there are none.
@@ -168,18 +156,7 @@ class BytesBlock {
   NIBBLE_HD uint8_t* StageOf(int unit) const {
     return shared_ + unit % plan_.stages * BytesStageBytes(kTokens);
   }
-  // Calls visit(tile of tokens, element, row and token in the block) for the sums of a lane.
-  template <class Visit>
-  NIBBLE_HD void ForSums(int index, int lane, const Visit& visit) const {
-    NIBBLE_UNROLL
-    for (int tile = 0; tile < kTokenTiles; ++tile) {
-      NIBBLE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        visit(tile, i, index * 16 + lane / 4 + 8 * (i / 2), 8 * tile + 2 * (lane % 4) + i % 2);
-      }
-    }
-  }
-  NIBBLE_HD void StoreOutput(int token, int row, Sum sum) const {
+  NIBBLE_HD void StoreOutput(int row, int token, Sum sum) const {
     if (first_token_ + token < args_.tokens && first_row_ + row < args_.weights.rows) {
       args_.Store(first_token_ + token, first_row_ + row, static_cast<float>(sum));
     }

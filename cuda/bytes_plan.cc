@@ -11,7 +11,7 @@ constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 BytesPlan PlanBytes(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimits& limits) {
   BytesPlan plan;
-  plan.row_blocks = DivideUp(rows, kBytesRows);
+  plan.row_blocks = DivideUp(rows, kBlockRows);
   const auto bytes = [](int block_tokens, int stages) {
     return int64_t{stages} * BytesStageBytes(block_tokens) + 1024;  // and room to align them
   };
@@ -24,10 +24,11 @@ BytesPlan PlanBytes(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimi
   plan.stages = plan.tokens == 128 ? 3 : 4;
   plan.shared_bytes = bytes(plan.tokens, plan.stages);
   if (plan.shared_bytes > limits.shared_bytes) return BytesPlan();
-  plan.token_blocks = DivideUp(tokens, plan.tokens);
-  const int64_t units = DivideUp(cols, kUnitBytes), blocks = plan.row_blocks * plan.token_blocks;
+  plan.blocks = plan.row_blocks * DivideUp(tokens, plan.tokens);
+  const int64_t units = DivideUp(cols, kUnitBytes);
   while (limits.has_clusters && plan.splits < 8 &&
-         blocks * plan.splits < 2 * limits.multiprocessors && units >= int64_t{8} * plan.splits) {
+         plan.blocks * plan.splits < 2 * limits.multiprocessors &&
+         units >= int64_t{8} * plan.splits) {
     plan.splits *= 2;
   }
   plan.split_units = static_cast<int>(DivideUp(units, plan.splits));

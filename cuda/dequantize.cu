@@ -14,8 +14,8 @@ constexpr int64_t kMostBlocks = 1 << 14;  // more only prepare their sources mor
 
 template <class Source>
 __global__ void __launch_bounds__(kThreads)
-    DecodeKernel(Source source, int64_t rows, int64_t cols, void* out, DType dtype,
-                 int64_t row_stride, bool aligned) {
+    DecodeKernel(Source source, int64_t first_row, int64_t rows, int64_t cols, void* out,
+                 DType dtype, int64_t row_stride, bool aligned) {
   __shared__ float shared[Source::kSharedBytes / sizeof(float) + 1];
   source.Prepare(shared);
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
@@ -24,12 +24,12 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t at = row * row_stride + col;
       if (col + 8 > cols) {
         for (int64_t c = col; c < cols; ++c) {
-          StoreElement(out, dtype, row * row_stride + c, source.Weight(row, c));
+          StoreElement(out, dtype, row * row_stride + c, source.Weight(first_row + row, c));
         }
         continue;
       }
       float weights[8];
-      source.Eight(row, col, weights);
+      source.Eight(first_row + row, col, weights);
       StoreEight(out, dtype, at, weights, aligned);
     }
   }
@@ -39,8 +39,14 @@ __global__ void __launch_bounds__(kThreads)
 
 Status Dequantize(const QuantizedTensor& tensor, const MutableTensorView& out,
                   const ParallelFor& parallel) {
+  if (out.rows != tensor.rows()) return InvalidArgument("output of another shape than the tensor");
+  return DequantizeRows(tensor, 0, out, parallel);
+}
+
+Status DequantizeRows(const QuantizedTensor& tensor, int64_t first, const MutableTensorView& out,
+                      const ParallelFor& parallel) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));
-  if (out.rows != tensor.rows() || out.cols != tensor.cols()) {
+  if (out.rows > tensor.rows() - first || out.cols != tensor.cols()) {
     return InvalidArgument("output of another shape than the tensor");
   }
   const int64_t across = std::min<int64_t>(BlocksFor((out.cols + 7) / 8, kThreads), kMostBlocks);
@@ -49,7 +55,8 @@ Status Dequantize(const QuantizedTensor& tensor, const MutableTensorView& out,
   const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(down));
   NIBBLE_RETURN_IF_ERROR(VisitSource(tensor, [&](auto source) {
     DecodeKernel<<<grid, kThreads, 0, StreamOf(parallel.stream)>>>(
-        source, out.rows, out.cols, out.data, out.dtype, out.row_stride, IsAlignedTo16Bytes(out));
+        source, first, out.rows, out.cols, out.data, out.dtype, out.row_stride,
+        IsAlignedTo16Bytes(out));
   }));
   return LaunchStatus("dequantize");
 }

@@ -14,37 +14,46 @@
 #define NIBBLE_CUDA_GEMM_H_
 
 #include <cstdint>
+#include <span>
 
 #include "cuda/async_copy.h"
+#include "cuda/block_sums.h"
 #include "cuda/decode_record.h"
 #include "cuda/multiply_step.h"
 #include "cuda/packed_format.h"
 #include "cuda/product_member.h"
+#include "cuda/scale_step.h"
 #include "cuda/warp.h"
 #include "nibble/dtype.h"
 
 namespace nibble::cuda {
 
-inline constexpr int kGemmRows = kWarps * kTileRows;
 inline constexpr int kSwizzleCols = 64, kSwizzleBytes = 2 * kSwizzleCols;
 
-// How a launch is laid out: blocks along x take rows of weights, along z tokens.
+// How a launch is laid out: blocks along x take the members' rows of weights by their tokens, rows
+// first.
 struct GemmPlan {
   int tokens = 64;  // of a block: 64 or 128
   int splits = 1;   // blocks along y, one cluster
   int split_records = 0;
   int stages = 2;  // records in shared memory at once: 2 to 4
   int record_bytes = 0;
-  int64_t row_blocks = 0, token_blocks = 0;
+  int64_t blocks = 0;
   int64_t shared_bytes = 0;
 };
 
 // Activations are of the operands' type, in rows that begin at multiples of 16 bytes, and in the
-// order of the packed columns.
+// order of the packed columns. All members are of one format, record size and number of columns.
 struct GemmArguments {
   Activations activations;
   GemmPlan plan;
-  ProductMember member;
+  int members_count;
+  ProductMember members[kMostMembers];
+};
+
+// What a plan needs to know of a member.
+struct GemmSize {
+  int64_t row_tiles, tokens;
 };
 
 // Bytes of a stage: activations, then the records of the eight row tiles.
@@ -53,33 +62,43 @@ constexpr NIBBLE_HD int GemmStageBytes(int tokens, int cols, int record_bytes) {
 }
 
 // A plan without blocks is returned where the processor's shared memory does not do.
-GemmPlan PlanGemm(int record_cols, int64_t row_tiles, int64_t records, int record_bytes,
-                  int64_t tokens, const DeviceLimits& limits);
+GemmPlan PlanGemm(int record_cols, std::span<const GemmSize> members, int64_t records,
+                  int record_bytes, const DeviceLimits& limits);
+
+// Blocks along x of a member: those of its rows of weights, times those of its tokens.
+constexpr NIBBLE_HD int64_t RowBlocksOf(int64_t row_tiles) {
+  return (row_tiles + kWarps - 1) / kWarps;
+}
+constexpr NIBBLE_HD int64_t BlocksOf(const GemmPlan& plan, const GemmSize& member) {
+  return RowBlocksOf(member.row_tiles) * ((member.tokens + plan.tokens - 1) / plan.tokens);
+}
 
 template <class Format, DType kType, int kTokens>
 class GemmBlock {
  public:
-  static constexpr int kTokenTiles = kTokens / 8;
+  using Sum = float;
+  using Sums = BlockSums<Sum, kTokens>;
+  static constexpr int kStagesInUse = 1;
 
   template <class Warp>
   struct WarpState {
-    typename Warp::template Lanes<Sums4> sums[kTokenTiles];
+    typename Sums::template Registers<Warp> sums;
   };
 
-  // `shared` is aligned to 1024 bytes.
-  NIBBLE_HD GemmBlock(const GemmArguments& args, int64_t row_block, int split, int64_t token_block,
-                      uint8_t* shared)
+  // `block`: along x. `shared` is aligned to 1024 bytes.
+  NIBBLE_HD GemmBlock(const GemmArguments& args, int64_t block, int split, uint8_t* shared)
       : args_(args),
         plan_(args.plan),
-        member_(args.member),
+        member_(MemberOfBlock(args.members, args.members_count, block)),
         shared_(shared),
-        first_row_(row_block * kGemmRows),
-        first_token_(token_block * kTokens),
         records_(member_.weights.template records_per_tile<Format>()),
         first_record_(int64_t{split} * plan_.split_records),
         stage_bytes_(GemmStageBytes(kTokens, Format::kCols, plan_.record_bytes)),
         multiplier_(kType == DType::kF16 ? *member_.weights.multiplier : 1.0f),
         policy_(EvictFirst()) {
+    const int64_t row_blocks = RowBlocksOf(member_.weights.row_tiles());
+    first_row_ = (block - member_.first_block) % row_blocks * kBlockRows;
+    first_token_ = (block - member_.first_block) / row_blocks * kTokens;
     const int64_t end = Least(records_, first_record_ + plan_.split_records);
     units_ = end > first_record_ ? static_cast<int>(end - first_record_) : 0;
   }
@@ -107,10 +126,7 @@ class GemmBlock {
 
   template <class Warp>
   NIBBLE_HD void Begin(const Warp& warp, WarpState<Warp>& state) const {
-    warp.Each([&](int lane) {
-      NIBBLE_UNROLL
-      for (int tile = 0; tile < kTokenTiles; ++tile) state.sums[tile][lane] = Sums4{};
-    });
+    Sums::Clear(warp, state.sums);
   }
 
   // A warp: its row tile by the tokens, of a unit that has arrived.
@@ -124,7 +140,7 @@ class GemmBlock {
     for (int panel = 0; panel < Format::kCols / kPanelCols; ++panel) {
       typename Warp::template Lanes<LaneCodes<Format>> codes;
       typename Warp::template Lanes<LaneScales<Format>> scales;
-      typename Warp::template Lanes<ScalePairs> pairs;
+      typename Warp::template Lanes<ScalePairs<Format, kType>> pairs;
       warp.Each([&](int lane) {
         codes[lane].Load(record, lane, panel);
         scales[lane].Load(record, lane, panel);
@@ -136,10 +152,11 @@ class GemmBlock {
         WaitForLeft(warp);
         warp.Each([&](int lane) {
           if (step == 0 || EndsGroup<Format>(weights, step - 1)) {
-            pairs[lane] = PairsOf(scales[lane].Get(weights, step, lane), multiplier_);
+            pairs[lane] =
+                ScalePairs<Format, kType>::Of(scales[lane].Get(weights, step, lane), multiplier_);
           }
           left[step % 2][lane] =
-              Scaled(DecodeStep<Format, kType>(codes[lane], step, book), pairs[lane]);
+              pairs[lane].Scaled(DecodeStep<Format, kType>(codes[lane], step, book));
         });
         const int col = kPanelCols * panel + kStepCols * step;
         MultiplyStep<kType, kTokens>(warp, left[step % 2],
@@ -147,73 +164,33 @@ class GemmBlock {
                                      col % kSwizzleCols / kStepCols, state.sums);
       }
     }
-    WaitForSums(warp, state.sums);
+    WaitForProducts();
   }
 
   // A warp, where columns are not split: its outputs.
   template <class Warp>
-  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, WarpState<Warp>& state) const {
-    const float inverse = 1.0f / multiplier_;
-    warp.Each([&](int lane) {
-      ForSums(index, lane, [&](int tile, int i, int row, int token) {
-        StoreOutput(token, row, state.sums[tile][lane].v[i] * inverse);
-      });
-    });
+  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, const WarpState<Warp>& state) const {
+    Sums::ForEach(warp, index, state.sums,
+                  [&](int row, int token, float sum) { StoreOutput(row, token, sum); });
   }
 
-  // A warp, when no one needs the stages any more: its sums to shared memory, token by token.
+  // A warp, when no one needs the stages any more: its sums to shared memory.
   template <class Warp>
-  NIBBLE_HD void StoreSums(const Warp& warp, int index, WarpState<Warp>& state) const {
-    warp.Each([&](int lane) {
-      ForSums(index, lane, [&](int tile, int i, int row, int token) {
-        Sums()[token * kGemmRows + row] = state.sums[tile][lane].v[i];
-      });
-    });
+  NIBBLE_HD void StoreSums(const Warp& warp, int index, const WarpState<Warp>& state) const {
+    Sums::Store(warp, index, state.sums, SharedSums());
   }
 
   // All threads of a block of a cluster, `of_split`(s) being the sums of split s: this block's part
-  // of the outputs, split by split.
+  // of the outputs.
   template <class OfSplit>
   NIBBLE_HD void CombineSplits(int thread, int split, const OfSplit& of_split) const {
-    const float inverse = 1.0f / multiplier_;
-    for (int i = split * kThreads + thread; i < kTokens * kGemmRows; i += plan_.splits * kThreads) {
-      float sum = of_split(0)[i];
-      for (int s = 1; s < plan_.splits; ++s) sum += of_split(s)[i];
-      StoreOutput(i / kGemmRows, i % kGemmRows, sum * inverse);
-    }
+    Sums::Combine(thread, split, plan_.splits, of_split,
+                  [&](int row, int token, float sum) { StoreOutput(row, token, sum); });
   }
 
-  NIBBLE_HD float* Sums() const { return reinterpret_cast<float*>(shared_); }
+  NIBBLE_HD float* SharedSums() const { return reinterpret_cast<float*>(shared_); }
 
  private:
-  // Scales and minima, of rows g and g + 8, twice each.
-  struct ScalePairs {
-    uint32_t scale[2], min[2];
-  };
-
-  NIBBLE_HD static ScalePairs PairsOf(const GroupScales& group, float multiplier) {
-    ScalePairs pairs = {};
-    NIBBLE_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const float scale = group.scale[i] * multiplier, min = -group.min[i] * multiplier;
-      pairs.scale[i] = Pair<kType>(scale, scale);
-      if constexpr (Format::kHasMin) pairs.min[i] = Pair<kType>(min, min);
-    }
-    return pairs;
-  }
-  NIBBLE_HD static LeftOperand Scaled(LeftOperand left, const ScalePairs& pairs) {
-    NIBBLE_UNROLL
-    for (int pair = 0; pair < 4; ++pair) {
-      if constexpr (Format::kHasMin) {
-        left.v[pair] =
-            MultiplyAdd2<kType>(left.v[pair], pairs.scale[pair % 2], pairs.min[pair % 2]);
-      } else {
-        left.v[pair] = Multiply2<kType>(left.v[pair], pairs.scale[pair % 2]);
-      }
-    }
-    return left;
-  }
-
   NIBBLE_HD void StageActivations(int thread, int64_t first_col, uint8_t* stage) const {
     constexpr int kPieces = Format::kCols / 8;
     const Activations& a = args_.activations;
@@ -244,21 +221,9 @@ class GemmBlock {
     return stage + 2 * kTokens * Format::kCols + warp * plan_.record_bytes;
   }
 
-  // Calls visit(tile of tokens, element, row and token in the block) for the sums of a lane.
-  template <class Visit>
-  NIBBLE_HD void ForSums(int index, int lane, const Visit& visit) const {
-    NIBBLE_UNROLL
-    for (int tile = 0; tile < kTokenTiles; ++tile) {
-      NIBBLE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        visit(tile, i, index * kTileRows + lane / 4 + 8 * (i / 2),
-              8 * tile + 2 * (lane % 4) + i % 2);
-      }
-    }
-  }
-  NIBBLE_HD void StoreOutput(int token, int row, float sum) const {
+  NIBBLE_HD void StoreOutput(int row, int token, float sum) const {
     if (first_token_ + token < member_.tokens && first_row_ + row < member_.weights.rows) {
-      member_.Store(first_token_ + token, first_row_ + row, sum);
+      member_.Store(first_token_ + token, first_row_ + row, sum * (1.0f / multiplier_));
     }
   }
 

@@ -2,11 +2,14 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "cuda/blas.h"
+#include "cuda/dense_plan.h"
 #include "cuda/operations.h"
 #include "cuda/pack.h"
 #include "cuda/products.h"
@@ -68,16 +71,12 @@ Result<Records> MakeRecords(const QuantizedTensor& weights, Stream stream) {
   NIBBLE_ASSIGN_OR_RETURN(made.bytes, Allocate(static_cast<size_t>(bytes), stream));
   matrix.records = reinterpret_cast<const uint8_t*>(made.bytes.data());
   NIBBLE_RETURN_IF_ERROR(LaunchPack(weights, made.plan, StreamOf(stream)));
-  NIBBLE_ASSIGN_OR_RETURN(made.multiplier, Allocate(2 * sizeof(float), stream));
+  NIBBLE_ASSIGN_OR_RETURN(made.multiplier, Allocate(5 * sizeof(float), stream));
   auto* multiplier = reinterpret_cast<float*>(made.multiplier.data());
   NIBBLE_RETURN_IF_ERROR(LaunchFindMultiplier(
-      made.plan, reinterpret_cast<uint32_t*>(multiplier + 1), multiplier, StreamOf(stream)));
+      made.plan, reinterpret_cast<uint32_t*>(multiplier + 4), multiplier, StreamOf(stream)));
   matrix.multiplier = multiplier;
   return made;
-}
-
-DType OperandType(DType activations) {
-  return activations == DType::kF16 ? DType::kF16 : DType::kBF16;
 }
 
 // One product with records, checked.
@@ -123,42 +122,143 @@ Status MultiplyFew(const Activations& activations, std::span<const Product> prod
   });
 }
 
-// One product of more tokens. kUnsupported, and nothing queued, where the processor's shared memory
-// does not do.
-Status MultiplyMany(const Activations& activations, const Product& product,
-                    const DeviceLimits& limits, Stream stream) {
-  const PackedMatrix& weights = product.plan->matrix;
-  const DType type = OperandType(activations.dtype);
-  return VisitPackedFormat(product.plan->kind, [&](auto format) -> Status {
+// Products of one packed format and record size, of any tokens, by launches of several, with
+// activations arranged for all. kUnsupported, and nothing queued, where the processor's shared
+// memory does not do.
+Status MultiplyMany(const Activations& activations, std::span<const Product> products,
+                    const DeviceLimits& limits, cudaStream_t stream) {
+  const PackedMatrix& first = products[0].plan->matrix;
+  return VisitPackedFormat(products[0].plan->kind, [&](auto format) -> Status {
     using Format = decltype(format);
-    GemmArguments args = {activations, {}, product.member};
-    args.plan = PlanGemm(Format::kCols, weights.row_tiles(), weights.records_per_tile<Format>(),
-                         weights.record_bytes<Format>(), product.member.tokens, limits);
-    if (args.plan.row_blocks == 0) return Unsupported("matmul: too little shared memory");
-    if (args.plan.row_blocks > INT32_MAX || args.plan.token_blocks > 65535) {
-      return Unsupported("matmul: too many rows for one launch");
+    for (size_t at = 0; at < products.size(); at += kMostMembers) {
+      const auto some = products.subspan(at, std::min<size_t>(kMostMembers, products.size() - at));
+      GemmArguments args = {};
+      args.activations = activations;
+      args.members_count = static_cast<int>(some.size());
+      GemmSize sizes[kMostMembers];
+      for (size_t i = 0; i < some.size(); ++i) {
+        sizes[i] = {some[i].member.weights.row_tiles(), some[i].member.tokens};
+      }
+      args.plan = PlanGemm(Format::kCols, {sizes, some.size()}, first.records_per_tile<Format>(),
+                           first.record_bytes<Format>(), limits);
+      if (args.plan.blocks == 0) return Unsupported("matmul: too little shared memory");
+      if (args.plan.blocks > INT32_MAX) return Unsupported("matmul: too many rows for one launch");
+      int64_t block = 0;
+      for (size_t i = 0; i < some.size(); ++i) {
+        args.members[i] = some[i].member;
+        args.members[i].first_block = static_cast<int32_t>(block);
+        block += BlocksOf(args.plan, sizes[i]);
+      }
+      NIBBLE_RETURN_IF_ERROR(GemmLauncher<Format>::Launch(args, activations.dtype, stream));
     }
-    Buffer arranged;  // goes back to the stream's pool behind the kernel
-    if (activations.dtype != type || !activations.is_aligned || weights.order != nullptr) {
-      const int64_t stride = (activations.cols + 7) / 8 * 8;
-      NIBBLE_ASSIGN_OR_RETURN(arranged,
-                              Allocate(static_cast<size_t>(activations.rows * stride) * 2, stream));
-      auto* to = reinterpret_cast<uint16_t*>(arranged.data());
-      NIBBLE_RETURN_IF_ERROR(
-          LaunchArrange(activations, weights.order, type, stride, to, StreamOf(stream)));
-      args.activations = {to, type, activations.rows, activations.cols, stride, true};
-    }
-    return GemmLauncher<Format>::Launch(args, type, StreamOf(stream));
+    return OkStatus();
   });
 }
 
-// Whether two products may share a launch.
+// Whether two products may share a launch of either kernel: their records have one shape.
 bool AreAlike(const Product& a, const Product& b) {
   const PackedMatrix &x = a.plan->matrix, &y = b.plan->matrix;
-  const auto tiles = [](const Product& p) { return (p.member.tokens + 7) / 8; };
   return a.plan->kind == b.plan->kind && x.group_steps == y.group_steps &&
-         x.wide_scales == y.wide_scales && tiles(a) == tiles(b);
+         x.wide_scales == y.wide_scales;
 }
+bool AreAlikeOfFew(const Product& a, const Product& b) {
+  const auto tiles = [](const Product& p) { return (p.member.tokens + 7) / 8; };
+  return AreAlike(a, b) && tiles(a) == tiles(b);
+}
+bool AreAlikeOfMany(const Product& a, const Product& b) {
+  return AreAlike(a, b) && a.plan->matrix.order == b.plan->matrix.order;
+}
+
+// Calls run(products) with neighbours that are alike.
+template <class Alike, class Run>
+Status ForRuns(std::span<const Product> products, const Alike& alike, const Run& run) {
+  for (size_t at = 0; at < products.size();) {
+    size_t end = at + 1;
+    while (end < products.size() && alike(products[at], products[end])) ++end;
+    NIBBLE_RETURN_IF_ERROR(run(products.subspan(at, end - at)));
+    at = end;
+  }
+  return OkStatus();
+}
+
+// Cut into parts of as many tokens as the kernel of few takes.
+void AddParts(const Product& product, std::vector<Product>& parts) {
+  for (int32_t token = 0; token < product.member.tokens; token += kMostTokens) {
+    parts.push_back(product);
+    parts.back().member.first_token = token;
+    parts.back().member.tokens = std::min(kMostTokens, product.member.tokens - token);
+  }
+}
+
+int64_t DenseTokensOf(const PackedPlan& plan) {
+  return VisitPackedFormat(plan.kind, [&](auto format) {
+    using Format = decltype(format);
+    return DenseTokens(plan.kind, static_cast<double>(plan.matrix.record_bytes<Format>()) /
+                                      (kTileRows * Format::kCols));
+  });
+}
+
+// Checked products with the same activations, each by the kernel that is fastest for its tokens.
+class ProductGroup {
+ public:
+  ProductGroup(const Activations& activations, const DeviceLimits& limits, Stream stream)
+      : source_(activations), limits_(limits), stream_(stream) {}
+
+  Status Run(std::span<const Product> products) {
+    std::vector<Product> few, many;
+    for (const Product& product : products) {
+      const int64_t tokens = product.member.tokens, dense = DenseTokensOf(*product.plan);
+      if (tokens >= dense && HasBlas(StreamOf(stream_))) {
+        NIBBLE_RETURN_IF_ERROR(RunDense(product));
+      } else if (tokens > kMostTokens) {
+        many.push_back(product);
+      } else {
+        few.push_back(product);
+      }
+    }
+    NIBBLE_RETURN_IF_ERROR(
+        ForRuns(many, AreAlikeOfMany, [&](std::span<const Product> some) -> Status {
+          NIBBLE_ASSIGN_OR_RETURN(const Arranged arranged, ArrangedFor(some[0].plan->matrix.order));
+          Status status = MultiplyMany(arranged.activations, some, limits_, StreamOf(stream_));
+          if (status.code() != StatusCode::kUnsupported) return status;
+          for (const Product& product : some) AddParts(product, few);
+          return OkStatus();
+        }));
+    return ForRuns(few, AreAlikeOfFew, [&](std::span<const Product> some) {
+      return MultiplyFew(source_, some, limits_, StreamOf(stream_));
+    });
+  }
+
+ private:
+  // All rows; without an order of columns, made once for all products.
+  Result<Arranged> ArrangedFor(const int32_t* order) {
+    const DType type = OperandType(source_.dtype);
+    if (order != nullptr) return Arrange(source_, type, nullptr, source_.rows, order, stream_);
+    if (!plain_) {
+      NIBBLE_ASSIGN_OR_RETURN(plain_,
+                              Arrange(source_, type, nullptr, source_.rows, nullptr, stream_));
+    }
+    return *plain_;
+  }
+
+  Status RunDense(const Product& product) {
+    const ProductMember& member = product.member;
+    const int32_t* order = product.plan->matrix.order;
+    Arranged arranged;
+    if (member.token_rows == nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(arranged, ArrangedFor(order));
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(arranged, Arrange(source_, OperandType(source_.dtype),
+                                                member.token_rows, member.tokens, order, stream_));
+    }
+    return MultiplyPackedDense(*product.plan, arranged.activations, member, stream_);
+  }
+
+  const Activations& source_;
+  const DeviceLimits& limits_;
+  Stream stream_;
+  std::optional<Arranged> plain_;
+};
 
 MatmulOptions OptionsOf(const MatmulOptions& options, const MatmulMember& member) {
   MatmulOptions own = options;
@@ -183,20 +283,31 @@ Status MultiplyCanonical(const TensorView& activations, const QuantizedTensor& w
   if (TakesBytes(weights, activations.dtype, options)) {
     return MatmulBytes(activations, weights, out, options, limits);
   }
+  if (TakesDense(weights, activations, options)) {
+    return MultiplyCanonicalDense(activations, weights, out, options);
+  }
   return MatmulDecoded(activations, weights, out, options);
+}
+
+// Activations with as many rows as a member takes.
+Result<TensorView> RowsOf(const TensorView& activations, const MatmulMember& member) {
+  TensorView rows = activations;
+  if (member.rows.empty()) return rows;
+  if (static_cast<int64_t>(member.rows.size()) != member.out.rows) {
+    return InvalidArgument("matmul: " + std::to_string(member.rows.size()) + " rows for " +
+                           std::to_string(member.out.rows) + " rows of output");
+  }
+  if (DTypeBytes(activations.dtype) == 1) {
+    return Unsupported("matmul: a list of rows of activations of eight bits");
+  }
+  rows.rows = member.out.rows;
+  return rows;
 }
 
 // The operands of a member, checked.
 Result<ProductMember> MakeMember(const TensorView& activations, const MatmulMember& member,
                                  const PackedMatrix& weights, const MatmulOptions& options) {
-  TensorView rows = activations;
-  if (!member.rows.empty()) {
-    if (static_cast<int64_t>(member.rows.size()) != member.out.rows) {
-      return InvalidArgument("matmul: " + std::to_string(member.rows.size()) + " rows for " +
-                             std::to_string(member.out.rows) + " rows of output");
-    }
-    rows.rows = member.out.rows;
-  }
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView rows, RowsOf(activations, member));
   NIBBLE_RETURN_IF_ERROR(
       CheckOperands(rows, weights.rows, weights.cols, member.out, OptionsOf(options, member)));
   if (member.out.rows > INT32_MAX) return Unsupported("matmul: too many activation rows");
@@ -211,6 +322,8 @@ Result<ProductMember> MakeMember(const TensorView& activations, const MatmulMemb
                        options.accumulate};
 }
 
+}  // namespace
+
 Activations ActivationsOf(const TensorView& view) {
   const size_t element = DTypeBytes(view.dtype);
   return {view.data,
@@ -221,8 +334,6 @@ Activations ActivationsOf(const TensorView& view) {
           reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
               static_cast<size_t>(view.row_stride) * element % 16 == 0};
 }
-
-}  // namespace
 
 Result<DeviceLimits> Limits() {
   int device = 0, major = 0, minor = 0;
@@ -270,11 +381,11 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
                    const MatmulOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const DeviceLimits limits, Limits());
   const Activations source = ActivationsOf(activations);
-  const cudaStream_t stream = StreamOf(options.parallel.stream);
   std::vector<Product> products;
   struct Canonical {
     const QuantizedTensor* weights;
     const MatmulMember* member;
+    TensorView activations;  // without a list of rows that the member has
   };
   std::vector<Canonical> canonical;
   // All are checked before any is launched.
@@ -305,36 +416,24 @@ Status MatmulGroup(const TensorView& activations, std::span<const MatmulMember> 
         return OkStatus();
       }
       if (tensor == nullptr) return InvalidArgument("matmul: no weights");
-      if (!member.rows.empty()) {
-        return Unsupported("matmul: a list of rows with weights that are not packed");
-      }
-      canonical.push_back({tensor, &member});
-      return CheckCanonical(activations, *tensor, member.out, OptionsOf(options, member));
+      NIBBLE_ASSIGN_OR_RETURN(const TensorView rows, RowsOf(activations, member));
+      canonical.push_back({tensor, &member, rows});
+      return CheckCanonical(rows, *tensor, member.out, OptionsOf(options, member));
     };
     NIBBLE_RETURN_IF_ERROR(add().WithContext("member " + std::to_string(i)));
   }
-  std::vector<Product> parts;
-  for (const Product& product : products) {
-    if (product.member.tokens > kMostTokens) {
-      Status status = MultiplyMany(source, product, limits, options.parallel.stream);
-      if (status.ok()) continue;
-      if (status.code() != StatusCode::kUnsupported) return status;
-    }
-    for (int32_t token = 0; token < product.member.tokens; token += kMostTokens) {
-      parts.push_back(product);
-      parts.back().member.first_token = token;
-      parts.back().member.tokens = std::min(kMostTokens, product.member.tokens - token);
-    }
-  }
-  for (size_t at = 0; at < parts.size();) {
-    size_t end = at + 1;
-    while (end < parts.size() && AreAlike(parts[at], parts[end])) ++end;
-    NIBBLE_RETURN_IF_ERROR(
-        MultiplyFew(source, std::span<const Product>(parts).subspan(at, end - at), limits, stream));
-    at = end;
-  }
+  ProductGroup group(source, limits, options.parallel.stream);
+  NIBBLE_RETURN_IF_ERROR(group.Run(products));
   for (const Canonical& product : canonical) {
-    NIBBLE_RETURN_IF_ERROR(MultiplyCanonical(activations, *product.weights, product.member->out,
+    TensorView rows = product.activations;
+    Arranged listed;  // goes back to the stream's pool behind the product
+    if (!product.member->rows.empty()) {
+      NIBBLE_ASSIGN_OR_RETURN(listed, Arrange(source, rows.dtype, product.member->rows.data(),
+                                              rows.rows, nullptr, options.parallel.stream));
+      rows.data = listed.activations.data;
+      rows.row_stride = listed.activations.stride;
+    }
+    NIBBLE_RETURN_IF_ERROR(MultiplyCanonical(rows, *product.weights, product.member->out,
                                              OptionsOf(options, *product.member), limits));
   }
   return OkStatus();

@@ -7,7 +7,6 @@
 #define NIBBLE_CUDA_MULTIPLY_BYTES_H_
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/multiply_step.h"
 #include "cuda/warp.h"
@@ -16,89 +15,13 @@
 namespace nibble::cuda {
 
 // Sums of products of int8 are integers, which do not overflow for up to 2^17 columns.
-template <DType kType>
-using SumOf = std::conditional_t<kType == DType::kI8, int32_t, float>;
 inline constexpr int64_t kMostByteCols = int64_t{1} << 17;
-
-template <class Sum>
-struct ByteSums {
-  Sum v[4];
-};
-
-template <DType kType>
-float ByteValue(uint32_t byte) {
-  const uint8_t code = static_cast<uint8_t>(byte);
-  return kType == DType::kI8 ? static_cast<float>(static_cast<int8_t>(code)) : F8E4M3ToFloat(code);
-}
-
-// --- mma.sync.m16n8k32: sums += left x right. Lane l, g = l / 4, t = l % 4, holds of
-// ---   left   [16][32], register r: row g + 8 (r % 2), columns 4 t + 16 (r / 2) .. + 3
-// ---   right  [32][8],  register r: rows 4 t + 16 r .. + 3, column g
-// ---   sums   [16][8],  element i:  row g + 8 (i / 2), column 2 t + i % 2
-
-template <DType kType>
-void MmaBytes(const HostWarp&, HostWarp::Lanes<ByteSums<SumOf<kType>>>& sums,
-              const HostWarp::Lanes<Words4>& left, const HostWarp::Lanes<Words4>& right,
-              int first) {
-  float a[16][32], b[32][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 4; ++i) {
-      for (int r = 0; r < 4; ++r) {
-        a[g + 8 * (r % 2)][4 * t + 16 * (r / 2) + i] = ByteValue<kType>(left[lane].v[r] >> (8 * i));
-      }
-      for (int r = 0; r < 2; ++r) {
-        b[4 * t + 16 * r + i][g] = ByteValue<kType>(right[lane].v[first + r] >> (8 * i));
-      }
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      double sum = static_cast<double>(sums[lane].v[i]);
-      for (int k = 0; k < 32; ++k) {
-        sum += static_cast<double>(a[lane / 4 + 8 * (i / 2)][k]) *
-               static_cast<double>(b[k][2 * (lane % 4) + i % 2]);
-      }
-      sums[lane].v[i] = static_cast<SumOf<kType>>(sum);
-    }
-  }
-}
-
-#if defined(__CUDACC__)
-template <DType kType>
-NIBBLE_HD inline void MmaBytes(const DeviceWarp&, DeviceWarp::Lanes<ByteSums<SumOf<kType>>>& sums,
-                               const DeviceWarp::Lanes<Words4>& left,
-                               const DeviceWarp::Lanes<Words4>& right, int first) {
-#if defined(__CUDA_ARCH__)
-  auto* c = sums.own.v;
-  const uint32_t* a = left.own.v;
-  const uint32_t b0 = right.own.v[first], b1 = right.own.v[first + 1];
-  if constexpr (kType == DType::kI8) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-#if __CUDA_ARCH__ >= 890
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    __trap();  // not launched on processors without products of f8
-#endif
-  }
-#endif
-}
-#endif  // __CUDACC__
 
 // `left`: the block's rows, of which the warp has 16 from 16 `index` on; `right`: the tokens.
 template <DType kType, int kTokens, class Warp>
 NIBBLE_HD inline void MultiplyBytesByMma(
     const Warp& warp, int index, const uint8_t* left, const uint8_t* right,
-    typename Warp::template Lanes<ByteSums<SumOf<kType>>>* sums) {
+    typename Warp::template Lanes<FourSums<SumOf<kType>>>* sums) {
   NIBBLE_UNROLL
   for (int step = 0; step < 4; ++step) {
     typename Warp::template Lanes<const uint8_t*> rows;
@@ -115,15 +38,15 @@ NIBBLE_HD inline void MultiplyBytesByMma(
         rows[lane] = right + 128 * token + 16 * ((2 * step + lane / 8 % 2) ^ (token % 8));
       });
       LoadMatrices(warp, rows, b);
-      MmaBytes<kType>(warp, sums[tile], a, b, 0);
-      MmaBytes<kType>(warp, sums[tile + 1], a, b, 2);
+      Mma<kType>(warp, sums[tile], a, b, 0);
+      Mma<kType>(warp, sums[tile + 1], a, b, 2);
     }
   }
 }
 
 template <DType kType, int kTokens>
 void MultiplyBytes(const HostWarp& warp, int index, const uint8_t* left, const uint8_t* right,
-                   HostWarp::Lanes<ByteSums<SumOf<kType>>>* sums) {
+                   HostWarp::Lanes<FourSums<SumOf<kType>>>* sums) {
   MultiplyBytesByMma<kType, kTokens>(warp, index, left, right, sums);
 }
 
@@ -170,7 +93,7 @@ void MultiplyBytes(const HostWarp& warp, int index, const uint8_t* left, const u
 // clang-format on
 
 template <DType kType, int kTokens>
-__device__ inline void WgmmaBytes(DeviceWarp::Lanes<ByteSums<SumOf<kType>>>* sums, uint64_t left,
+__device__ inline void WgmmaBytes(DeviceWarp::Lanes<FourSums<SumOf<kType>>>* sums, uint64_t left,
                                   uint64_t right) {
   constexpr bool kIsInt = kType == DType::kI8;
   if constexpr (kTokens == 64 && kIsInt) NIBBLE_WGMMA_BYTES_64("s32.s8.s8", "+r", "");
@@ -191,9 +114,10 @@ __device__ inline void WgmmaBytes(DeviceWarp::Lanes<ByteSums<SumOf<kType>>>* sum
 template <DType kType, int kTokens>
 NIBBLE_HD inline void MultiplyBytes(const DeviceWarp& warp, int index, const uint8_t* left,
                                     const uint8_t* right,
-                                    DeviceWarp::Lanes<ByteSums<SumOf<kType>>>* sums) {
+                                    DeviceWarp::Lanes<FourSums<SumOf<kType>>>* sums) {
 #if NIBBLE_WGMMA
   const uint8_t* rows = left + index / 4 * (64 * 128);
+  KeepInRegisters<kTokens / 8>(sums);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int step = 0; step < 4; ++step) {

@@ -2,11 +2,13 @@
 // columns, and kTokens tokens, which lie in shared memory in the 128-byte swizzle (cuda/gemm.h).
 //
 // mma.sync in general; on sm_90a wgmma, by which four warps multiply their four row tiles at once,
-// without waiting: an operand may be written again after WaitForLeft, sums read after WaitForSums.
+// without waiting: an operand may be written again after WaitForLeft, sums read after
+// WaitForProducts.
 #ifndef NIBBLE_CUDA_MULTIPLY_STEP_H_
 #define NIBBLE_CUDA_MULTIPLY_STEP_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/async_copy.h"
 #include "cuda/decode_record.h"
@@ -46,9 +48,32 @@ void MultiplyStep(const HostWarp& warp, const HostWarp::Lanes<LeftOperand>& left
   MultiplyStepByMma<kType, kTokens>(warp, left, panel, step, sums);
 }
 inline void WaitForLeft(const HostWarp&) {}
-inline void WaitForSums(const HostWarp&, HostWarp::Lanes<Sums4>*) {}
+
+// Until no product is under way.
+NIBBLE_HD inline void WaitForProducts() {
+#if NIBBLE_WGMMA
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
 
 #if defined(__CUDACC__)
+
+// Keeps the compiler from moving what makes or reads sums across this point, which fences and waits
+// alone do not: products are asynchronous.
+template <int kTiles, class Sum>
+__device__ inline void KeepInRegisters(DeviceWarp::Lanes<FourSums<Sum>>* sums) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::is_same_v<Sum, float>) {
+        asm volatile("" : "+f"(sums[tile].own.v[i])::"memory");
+      } else {
+        asm volatile("" : "+r"(sums[tile].own.v[i])::"memory");
+      }
+    }
+  }
+}
 
 #if NIBBLE_WGMMA
 // An operand in shared memory, for wgmma: K-major, 128-byte swizzle, 1024 bytes from eight rows to
@@ -107,6 +132,10 @@ NIBBLE_HD inline void MultiplyStep(const DeviceWarp& warp,
                                    const DeviceWarp::Lanes<LeftOperand>& left, const uint8_t* panel,
                                    int step, DeviceWarp::Lanes<Sums4>* sums) {
 #if NIBBLE_WGMMA
+  // What the product reads is in its registers before the fence.
+  const uint32_t* a = left.own.v;
+  asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory");
+  KeepInRegisters<kTokens / 8>(sums);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   Wgmma<kType, kTokens>(sums, left.own.v, SharedDescriptor(panel + 32 * step));
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -121,12 +150,6 @@ NIBBLE_HD inline void WaitForLeft(const DeviceWarp&) {
   asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 #endif
 }
-NIBBLE_HD inline void WaitForSums(const DeviceWarp&, DeviceWarp::Lanes<Sums4>*) {
-#if NIBBLE_WGMMA
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
-}
-
 // Until the copies of a stage that is `ahead` behind the last one have arrived, and wgmma may read
 // them.
 NIBBLE_HD inline void WaitForStage(int ahead) {

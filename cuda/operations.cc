@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "cuda/decoder_operations.h"
 #include "cuda/products.h"
 #include "nibble/cuda.h"
 
@@ -71,9 +72,9 @@ Status CheckByteOperands(const TensorView& activations, int64_t rows, int64_t co
 }
 
 void RegisterOperations() {
-  static constexpr Backend kBackend = {Allocate, QuantizeTo, QuantizePlanar, Dequantize,
-                                       Matmul,   Pack,       MatmulGroup,    MatmulLlmInt8};
-  RegisterBackend(Device::kCuda, &kBackend);
+  static const Backend backend = {Allocate, QuantizeTo,  QuantizePlanar, Dequantize, Matmul,
+                                  Pack,     MatmulGroup, MatmulLlmInt8,  &Decoder()};
+  RegisterBackend(Device::kCuda, &backend);
 }
 
 }  // namespace nibble::cuda

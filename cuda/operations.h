@@ -14,6 +14,10 @@ Status CheckMatrix(const TensorView& view, const char* what);
 Status Dequantize(const QuantizedTensor& tensor, const MutableTensorView& out,
                   const ParallelFor& parallel);
 
+// The same of out.rows rows from `first` on.
+Status DequantizeRows(const QuantizedTensor& tensor, int64_t first, const MutableTensorView& out,
+                      const ParallelFor& parallel);
+
 // q8_0, q4_0 and the scalar formats, without importance. Waits for the stream with
 // NonFinite::kError, to be able to report one; with kClamp it does not.
 Status QuantizeTo(const TensorView& weights, Format format, std::span<std::byte> out,

@@ -41,18 +41,25 @@ __global__ void __launch_bounds__(kPackThreads)
 }
 
 __global__ void MultiplierKernel(const uint32_t* largest, float* multiplier) {
-  *multiplier = MultiplierFor(__uint_as_float(*largest));
+  const float found = MultiplierFor(__uint_as_float(*largest));
+  multiplier[0] = found;
+  multiplier[1] = 1.0f / found;
+  multiplier[2] = 0.0f;
+  multiplier[3] = 1.0f;
 }
 
 __global__ void __launch_bounds__(kPackThreads)
-    ArrangeKernel(const __grid_constant__ Activations activations, const int32_t* order, DType type,
-                  int64_t stride, uint16_t* out) {
+    ArrangeKernel(const __grid_constant__ Activations activations, const int32_t* rows,
+                  int64_t tokens, const int32_t* order, DType type, int64_t stride, void* out) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
-  const int64_t row = at / stride, col = at % stride;
-  if (row >= activations.rows) return;
+  const int64_t token = at / stride, col = at % stride;
+  if (token >= tokens) return;
+  const int64_t row = rows == nullptr ? token : rows[token];
   float x = 0;
-  if (col < activations.cols) x = activations.At(row, order == nullptr ? col : order[col]);
-  out[at] = type == DType::kF16 ? FromFloat<DType::kF16>(x) : FromFloat<DType::kBF16>(x);
+  if (col < activations.cols && row >= 0 && row < activations.rows) {
+    x = activations.At(row, order == nullptr ? col : order[col]);
+  }
+  StoreElement(out, type, at, x);
 }
 
 }  // namespace
@@ -88,12 +95,13 @@ Status LaunchFindMultiplier(const PackedPlan& packed, uint32_t* scratch, float* 
   });
 }
 
-Status LaunchArrange(const Activations& activations, const int32_t* order, DType type,
-                     int64_t stride, uint16_t* out, cudaStream_t stream) {
-  const int64_t count = activations.rows * stride;
+Status LaunchArrange(const Activations& activations, const int32_t* rows, int64_t tokens,
+                     const int32_t* order, DType type, int64_t stride, void* out,
+                     cudaStream_t stream) {
+  const int64_t count = tokens * stride;
   if (count / kPackThreads >= INT32_MAX) return Unsupported("matmul: too many activations");
-  ArrangeKernel<<<BlocksFor(count, kPackThreads), kPackThreads, 0, stream>>>(activations, order,
-                                                                             type, stride, out);
+  ArrangeKernel<<<BlocksFor(count, kPackThreads), kPackThreads, 0, stream>>>(
+      activations, rows, tokens, order, type, stride, out);
   return LaunchStatus("matmul");
 }
 

@@ -143,8 +143,8 @@ struct PackedMatrix {
   bool wide_scales = false;  // kGroup, kGroupMin: scales are f32, else f16
   bool min_is_zero = false;  // kGroupMin: what lies beside a scale is multiplied by it
   float largest_value = 0;   // magnitude of a value, before it is scaled
-  // A power of two that brings the largest weights to about 2^10, where f16 is exact enough for
-  // scales that are small themselves; in device memory.
+  // In device memory: a power of two that brings the largest weights to about 2^10, where f16 is
+  // exact enough for scales that are small themselves; its inverse, 0 and 1.
   const float* multiplier = nullptr;
   Book book_f16, book_bf16;
 

@@ -61,6 +61,16 @@ struct ProductMember {
   }
 };
 
+inline constexpr int kMostMembers = 8;  // products of one launch
+
+// The member of a launch that a block works for.
+NIBBLE_HD inline const ProductMember& MemberOfBlock(const ProductMember* members, int count,
+                                                    int64_t block) {
+  int i = count - 1;
+  while (i > 0 && members[i].first_block > block) --i;
+  return members[i];
+}
+
 NIBBLE_HD inline float MultiplyAdd(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);
@@ -70,6 +80,7 @@ NIBBLE_HD inline float MultiplyAdd(float a, float b, float c) {
 }
 
 constexpr NIBBLE_HD int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr NIBBLE_HD int64_t Largest(int64_t a, int64_t b) { return a < b ? b : a; }
 
 }  // namespace nibble::cuda
 

@@ -28,8 +28,7 @@
 namespace nibble::cuda {
 
 inline constexpr int kMostTokens = 16;
-inline constexpr int kMostSplits = 8;   // blocks of a portable cluster
-inline constexpr int kMostMembers = 8;  // products of one launch
+inline constexpr int kMostSplits = 8;  // blocks of a portable cluster
 
 // How a launch is laid out.
 struct SmallMPlan {
@@ -110,7 +109,7 @@ class SmallMBlock {
   NIBBLE_HD SmallMBlock(const SmallMArguments& args, int64_t block, int split, uint8_t* shared)
       : args_(args),
         plan_(args.plan),
-        member_(MemberOf(args, block)),
+        member_(MemberOfBlock(args.members, args.members_count, block)),
         layout_(args.plan, TraitsOf<Format>()),
         shared_(shared),
         block_(block - member_.first_block),
@@ -241,11 +240,6 @@ class SmallMBlock {
   }
 
  private:
-  NIBBLE_HD static const ProductMember& MemberOf(const SmallMArguments& args, int64_t block) {
-    int i = args.members_count - 1;
-    while (i > 0 && args.members[i].first_block > block) --i;
-    return args.members[i];
-  }
   NIBBLE_HD int block_rows() const { return plan_.row_groups * kTiles * kTileRows; }
   NIBBLE_HD int sums_count() const { return block_rows() * kTokenTiles * 8; }
   NIBBLE_HD uint8_t* Stage(int index, int unit) const {

@@ -9,19 +9,27 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/half2.h"
 #include "nibble/dtype.h"
 
 namespace nibble::cuda {
 
-// Registers of one operand or result of a 16 x 8 x 16 product.
-struct LeftOperand {
-  uint32_t v[4];
+// Registers of the left operand and the result of a tensor core's product.
+using LeftOperand = Words4;
+template <class T>
+struct FourSums {
+  T v[4];
 };
-struct Sums4 {
-  float v[4];
-};
+using Sums4 = FourSums<float>;
+
+// What products of kType, f16, bf16, i8 or f8_e4m3, are summed in, and how many elements of it a
+// register of an operand holds.
+template <DType kType>
+using SumOf = std::conditional_t<kType == DType::kI8, int32_t, float>;
+template <DType kType>
+inline constexpr int kPerWord = DTypeBytes(kType) == 1 ? 4 : 2;
 
 #if defined(__CUDACC__)
 struct DeviceWarp {
@@ -54,37 +62,45 @@ struct HostWarp {
   }
 };
 
-// --- mma.sync.m16n8k16: sums += left x right, with 16-bit floats of kType and f32 sums. Lane l, g
-// =
-// --- l / 4, t = l % 4, holds of
-// ---   left   [16][16], register r: row g + 8 (r % 2), columns 2 t + 8 (r / 2), + 1
-// ---   right  [16][8],  register r: rows 2 t + 8 r, + 1, column g
-// ---   sums   [16][8],  element i:  row g + 8 (i / 2), column 2 t + i % 2
+// --- mma.sync.m16n8, by 16 columns of 16-bit floats or 32 of bytes: sums += left x right. Lane l,
+// --- g = l / 4, t = l % 4, w elements a register, holds of
+// ---   left   [16][8 w], register r: row g + 8 (r % 2), columns w t + 4 w (r / 2) .. + w - 1
+// ---   right  [8 w][8],  register r: rows w t + 4 w r .. + w - 1, column g
+// ---   sums   [16][8],   element i:  row g + 8 (i / 2), column 2 t + i % 2
+
+// Element i of a register.
+template <DType kType>
+float ElementOf(uint32_t word, int i) {
+  if constexpr (kType == DType::kI8) return static_cast<float>(static_cast<int8_t>(word >> 8 * i));
+  if constexpr (kType == DType::kF8E4M3) return F8E4M3ToFloat(static_cast<uint8_t>(word >> 8 * i));
+  return HalfToFloat<kType>(word >> (16 * i % 32));
+}
 
 template <DType kType>
-void Mma(const HostWarp&, HostWarp::Lanes<Sums4>& sums, const HostWarp::Lanes<LeftOperand>& left,
-         const HostWarp::Lanes<Words4>& right, int first) {
-  float a[16][16], b[16][8];
+void Mma(const HostWarp&, HostWarp::Lanes<FourSums<SumOf<kType>>>& sums,
+         const HostWarp::Lanes<LeftOperand>& left, const HostWarp::Lanes<Words4>& right,
+         int first) {
+  constexpr int kWidth = kPerWord<kType>, kDepth = 8 * kWidth;
+  float a[16][kDepth], b[kDepth][8];
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kWidth; ++i) {
       for (int r = 0; r < 4; ++r) {
-        a[g + 8 * (r % 2)][2 * t + 8 * (r / 2) + i] =
-            HalfToFloat<kType>(left[lane].v[r] >> (16 * i));
+        a[g + 8 * (r % 2)][kWidth * (t + 4 * (r / 2)) + i] = ElementOf<kType>(left[lane].v[r], i);
       }
       for (int r = 0; r < 2; ++r) {
-        b[2 * t + 8 * r + i][g] = HalfToFloat<kType>(right[lane].v[first + r] >> (16 * i));
+        b[kWidth * (t + 4 * r) + i][g] = ElementOf<kType>(right[lane].v[first + r], i);
       }
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       double sum = static_cast<double>(sums[lane].v[i]);
-      for (int k = 0; k < 16; ++k) {
+      for (int k = 0; k < kDepth; ++k) {
         sum += static_cast<double>(a[lane / 4 + 8 * (i / 2)][k]) *
                static_cast<double>(b[k][2 * (lane % 4) + i % 2]);
       }
-      sums[lane].v[i] = static_cast<float>(sum);
+      sums[lane].v[i] = static_cast<SumOf<kType>>(sum);
     }
   }
 }
@@ -102,28 +118,53 @@ inline void LoadMatrices(const HostWarp&, const HostWarp::Lanes<const uint8_t*>&
   }
 }
 
+// --- Every lane gets what the lane has whose number differs by the bits of `mask`.
+
+template <class T>
+HostWarp::Lanes<T> Exchange(const HostWarp&, const HostWarp::Lanes<T>& values, int mask) {
+  HostWarp::Lanes<T> result;
+  for (int lane = 0; lane < 32; ++lane) result[lane] = values[lane ^ mask];
+  return result;
+}
+
 #if defined(__CUDACC__)
+#define NIBBLE_MMA(shape_types, constraint)                                             \
+  asm volatile("mma.sync.aligned." shape_types                                          \
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"       \
+               : constraint(c[0]), constraint(c[1]), constraint(c[2]), constraint(c[3]) \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 template <DType kType>
-NIBBLE_HD inline void Mma(const DeviceWarp&, DeviceWarp::Lanes<Sums4>& sums,
+NIBBLE_HD inline void Mma(const DeviceWarp&, DeviceWarp::Lanes<FourSums<SumOf<kType>>>& sums,
                           const DeviceWarp::Lanes<LeftOperand>& left,
                           const DeviceWarp::Lanes<Words4>& right, int first) {
 #if defined(__CUDA_ARCH__)
-  float* c = sums.own.v;
+  auto* c = sums.own.v;
   const uint32_t* a = left.own.v;
   const uint32_t b0 = right.own.v[first], b1 = right.own.v[first + 1];
   if constexpr (kType == DType::kF16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    NIBBLE_MMA("m16n8k16.row.col.f32.f16.f16.f32", "+f");
+  } else if constexpr (kType == DType::kBF16) {
+    NIBBLE_MMA("m16n8k16.row.col.f32.bf16.bf16.f32", "+f");
+  } else if constexpr (kType == DType::kI8) {
+    NIBBLE_MMA("m16n8k32.row.col.s32.s8.s8.s32", "+r");
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#if __CUDA_ARCH__ >= 890
+    NIBBLE_MMA("m16n8k32.row.col.f32.e4m3.e4m3.f32", "+f");
+#else
+    __trap();  // not launched on processors without products of f8
+#endif
   }
+#endif
+}
+#undef NIBBLE_MMA
+
+template <class T>
+NIBBLE_HD inline DeviceWarp::Lanes<T> Exchange(const DeviceWarp&,
+                                               const DeviceWarp::Lanes<T>& values, int mask) {
+#if defined(__CUDA_ARCH__)
+  return {__shfl_xor_sync(0xFFFFFFFFu, values.own, mask)};
+#else
+  return values;
 #endif
 }
 
@@ -139,6 +180,16 @@ NIBBLE_HD inline void LoadMatrices(const DeviceWarp&, const DeviceWarp::Lanes<co
 #endif
 }
 #endif  // __CUDACC__
+
+// combine(a, b), which is symmetric, over all lanes, in the same order on device and host.
+template <class Warp, class Values, class Combine>
+NIBBLE_HD inline auto ReduceLanes(const Warp& warp, Values values, const Combine& combine) {
+  for (int step = 16; step > 0; step /= 2) {
+    const Values others = Exchange(warp, values, step);
+    warp.Each([&](int lane) { values[lane] = combine(values[lane], others[lane]); });
+  }
+  return values[0];
+}
 
 }  // namespace nibble::cuda
 

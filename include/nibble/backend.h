@@ -17,6 +17,8 @@
 
 namespace nibble {
 
+struct DecoderBackend;  // nibble/decoder_backend.h
+
 // What a device does. All views, planes and spans lie on it, but for the options' and the table.
 // The functions check their arguments as their namesakes in nibble/quantize.h and nibble/matmul.h
 // do, and queue their work on `ParallelFor::stream`.
@@ -39,6 +41,7 @@ struct Backend {
   Status (*matmul_llm_int8)(const TensorView& activations, const QuantizedTensor& weights,
                             const MutableTensorView& out, float threshold,
                             const MatmulOptions& options);
+  const DecoderBackend* decoder = nullptr;  // null: models do not run there
 };
 
 // Makes `backend`, which must live for ever, serve a device. From any thread; again is harmless.

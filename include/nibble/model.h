@@ -79,8 +79,15 @@ class Model {
   // A layer's matrix or the output's, by its name in the file.
   Result<QuantizedTensor> Matrix(std::string_view name) const;
   // The same model with other weights in place of the matrices of these names, of the same shapes
-  // and of any format or scheme.
+  // and of any format or scheme; in host memory.
   Result<Model> With(std::map<std::string, QuantizedTensor, std::less<>> matrices) const;
+
+  // The same model with its weights in a device's memory too, packed for products of the given
+  // precision: runners of it, and of its copies, run there. Waits until all is there; an error
+  // where no backend serves the device (nibble/cuda.h: Initialize).
+  Result<Model> OnDevice(Device device, Precision precision = Precision::kInt8) const;
+  Device device() const;
+  size_t device_bytes() const;  // of the weights there
 
   const ModelConfig& config() const;
   const GgufMetadata& metadata() const;
@@ -89,6 +96,8 @@ class Model {
 
   struct Weights;
   const Weights& weights() const;
+  struct DeviceWeights;
+  const DeviceWeights* device_weights() const;  // null in host memory
 
  private:
   struct Impl;
@@ -107,6 +116,9 @@ struct KvCacheOptions {
   CacheType values = CacheType::kF16;
   int64_t page_tokens = 32;  // tokens in a page
   int64_t max_tokens = 0;    // the most that all sequences hold together; 0: no bound but memory
+  // Where the pages lie: where the model's weights do. On a GPU, head dimensions are multiples
+  // of 8.
+  Device device = Device::kCpu;
 };
 
 // The keys and values of many sequences, in pages from one pool: a sequence is a list of pages,
@@ -153,14 +165,15 @@ using LayerObserver = std::function<void(std::string_view weight, TensorView inp
 struct RunnerOptions {
   Precision precision = Precision::kInt8;
   ParallelFor parallel;
-  // Called in one thread with the inputs of all new tokens of a call at once.
+  // Called in one thread with the inputs of all new tokens of a call at once. Not on a GPU.
   LayerObserver observer;
   // The most tokens that run side by side, which bounds the scratch memory. More are cut into equal
   // parts, unless an observer wants to see them together.
   int64_t batch_tokens = 512;
 };
 
-// Computes a model's outputs. Holds the scratch memory of one computation: one runner for each
+// Computes a model's outputs, on the device where its weights lie; the arguments below lie in host
+// memory. Holds the scratch memory of one computation: one runner for each
 // thread that calls; the model is shared.
 class Runner {
  public:
@@ -174,6 +187,11 @@ class Runner {
 
   // The logits of rows of Forward's output: out f32 [rows, vocab_size].
   Status Logits(TensorView hidden, MutableTensorView out);
+
+  // Forward, and the likeliest token after each wanted token, the lowest id among equals. On a GPU,
+  // a step of one token a sequence is recorded once as a graph and then replayed.
+  Status NextTokens(KvCache& cache, std::span<const SequenceInput> inputs,
+                    std::vector<int32_t>* tokens);
 
   struct Impl;
 

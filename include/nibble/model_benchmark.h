@@ -26,7 +26,7 @@ struct ModelBenchmarkOptions {
   int warmups = 1;                                 // runs of each that do not count
   int runs = 5;
   RunnerOptions runner;
-  KvCacheOptions cache;
+  KvCacheOptions cache;  // and where the models run: cache.device
   // Other threads that must choose the same tokens; the default is the calling thread alone.
   ParallelFor other_parallel;
   // `fraction` of the work is done, as foreseen. False stops (kCancelled).
@@ -56,6 +56,7 @@ struct ModelBenchmark {
   std::vector<BenchmarkPoint> prompts, batches, sequences;
   size_t peak_cache_bytes = 0;
   uint64_t peak_memory_bytes = 0;       // as PeakMemoryBytes, of this model alone; 0: not known
+  uint64_t device_memory_bytes = 0;     // of weights and cache on a device; 0: there is none
   bool same_tokens_in_runs = false;     // all runs of every point chose the same tokens
   bool same_tokens_in_threads = false;  // so did the other threads after the first prompt
 };

@@ -26,8 +26,16 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// A prompt's token through the first matrix that it meets.
-Status FirstProduct(const Model& model, const RunnerOptions& runner) {
+// A prompt's token through the first matrix that it meets; on a device, through all.
+Status FirstProduct(const Model& model, const ModelBenchmarkOptions& benchmark) {
+  const RunnerOptions& runner = benchmark.runner;
+  if (model.device() != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model.config(), benchmark.cache));
+    const int32_t first = 0;
+    const SequenceInput input = {cache.AddSequence(), {&first, 1}, false};
+    std::vector<int32_t> next;
+    return Runner(model, runner).NextTokens(cache, {&input, 1}, &next);
+  }
   NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor weight, model.Matrix("blk.0.attn_q.weight"));
   const std::vector<float> input(static_cast<size_t>(weight.cols()), 1.0f);
   std::vector<float> output(static_cast<size_t>(weight.rows()));
@@ -167,17 +175,25 @@ Result<ModelBenchmark> BenchmarkOne(const std::string& path, int64_t context,
                                     Benchmark::Progress progress) {
   const bool counts = ResetPeakMemory();
   const Stopwatch watch;
-  NIBBLE_ASSIGN_OR_RETURN(const Model model, Model::Load(path));
+  NIBBLE_ASSIGN_OR_RETURN(Model model, Model::Load(path));
+  if (options.cache.device != Device::kCpu) {
+    Result<Model> there = model.OnDevice(options.cache.device, options.runner.precision);
+    if (!there.ok()) return std::move(there).status().WithContext(path);
+    model = *std::move(there);
+  }
   ModelBenchmark result;
   result.path = path;
   result.load_seconds = watch.Seconds();
-  NIBBLE_RETURN_IF_ERROR(FirstProduct(model, options.runner).WithContext(path));
+  NIBBLE_RETURN_IF_ERROR(FirstProduct(model, options).WithContext(path));
   result.first_product_seconds = watch.Seconds();
   result.file_bytes = model.file_bytes();
   result.same_tokens_in_runs = true;
   Benchmark benchmark(model, context, options, std::move(progress), &result);
   NIBBLE_RETURN_IF_ERROR(benchmark.Run().WithContext(path));
   if (counts) result.peak_memory_bytes = PeakMemoryBytes();
+  if (model.device() != Device::kCpu) {
+    result.device_memory_bytes = model.device_bytes() + result.peak_cache_bytes;
+  }
   return result;
 }
 

@@ -42,38 +42,20 @@ class Timer {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-// The likeliest token after each row of hidden states.
-Status Choose(const Model& model, Runner& runner, const std::vector<float>& hidden,
-              std::vector<float>* logits, std::vector<int32_t>* tokens) {
-  const int64_t width = model.config().width, vocab = model.config().vocab_size;
-  const int64_t rows = static_cast<int64_t>(hidden.size()) / width;
-  logits->resize(static_cast<size_t>(rows * vocab));
-  NIBBLE_RETURN_IF_ERROR(
-      runner.Logits(ViewOf(hidden.data(), rows, width), ViewOf(logits->data(), rows, vocab)));
-  tokens->clear();
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = logits->data() + r * vocab;
-    tokens->push_back(static_cast<int32_t>(std::max_element(row, row + vocab) - row));
-  }
-  return OkStatus();
-}
-
 Status RunOnce(const Model& model, Runner& runner, const std::vector<std::vector<int32_t>>& prompts,
                const SpeedOptions& options, SpeedRun* run, size_t* cache_bytes) {
   NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model.config(), options.cache));
   std::vector<SequenceInput> inputs;
   for (const auto& prompt : prompts) inputs.push_back({cache.AddSequence(), prompt, false});
-  std::vector<float> hidden, logits;
-  std::vector<int32_t> tokens;
+  std::vector<int32_t> tokens, next;
   Timer timer;
-  NIBBLE_RETURN_IF_ERROR(runner.Forward(cache, inputs, &hidden));
-  NIBBLE_RETURN_IF_ERROR(Choose(model, runner, hidden, &logits, &tokens));
+  NIBBLE_RETURN_IF_ERROR(runner.NextTokens(cache, inputs, &tokens));
   run->prefill_seconds = timer.Lap();
   run->tokens = tokens;
   for (int64_t step = 0; step < options.decode_tokens; ++step) {
     for (size_t s = 0; s < inputs.size(); ++s) inputs[s].tokens = std::span(tokens).subspan(s, 1);
-    NIBBLE_RETURN_IF_ERROR(runner.Forward(cache, inputs, &hidden));
-    NIBBLE_RETURN_IF_ERROR(Choose(model, runner, hidden, &logits, &tokens));
+    NIBBLE_RETURN_IF_ERROR(runner.NextTokens(cache, inputs, &next));
+    tokens = next;
     run->step_seconds.push_back(timer.Lap());
     run->tokens.insert(run->tokens.end(), tokens.begin(), tokens.end());
   }

@@ -47,6 +47,12 @@ class Continuation {
                            ViewOf(logits->data(), rows, vocab));
   }
 
+  // Appends tokens and finds the likeliest one after the last, or after each.
+  Status Choose(std::span<const int32_t> tokens, bool all, std::vector<int32_t>* chosen) {
+    const SequenceInput input{sequence_, tokens, all};
+    return runner_->NextTokens(cache_, {&input, 1}, chosen);
+  }
+
   Status Truncate(int64_t length) { return cache_.Truncate(sequence_, length); }
   int64_t length() const { return cache_.Length(sequence_); }
   const KvCache& cache() const { return cache_; }
@@ -94,18 +100,43 @@ std::vector<int32_t> NewestTokens(std::span<const int32_t> tokens, int64_t count
   return newest;
 }
 
-// Proposes up to `count` tokens greedily after `last`, which the draft has not seen.
+// Proposes up to `count` tokens greedily after `unseen`, which the draft has not seen.
 Status Propose(Continuation* draft, std::vector<int32_t> unseen, int64_t count,
                std::vector<int32_t>* proposal) {
-  std::vector<float> logits;
+  std::vector<int32_t> chosen;
   proposal->clear();
   while (static_cast<int64_t>(proposal->size()) < count) {
-    NIBBLE_RETURN_IF_ERROR(draft->Advance(unseen, false, &logits));
-    proposal->push_back(Likeliest(logits));
-    unseen.assign(1, proposal->back());
+    NIBBLE_RETURN_IF_ERROR(draft->Choose(unseen, false, &chosen));
+    proposal->push_back(chosen[0]);
+    unseen = chosen;
   }
   return OkStatus();
 }
+
+// Appends tokens to a continuation and draws, by the caller's options, the token after the last, or
+// after each.
+class Chooser {
+ public:
+  Chooser(Continuation& target, const SamplingOptions& sampling, size_t vocab)
+      : target_(target), sampler_(sampling), greedy_(sampling.temperature <= 0), vocab_(vocab) {}
+
+  // What comes after token i of the last tokens appended, or after the last where not all counted.
+  Status Advance(std::span<const int32_t> tokens, bool all) {
+    return greedy_ ? target_.Choose(tokens, all, &chosen_) : target_.Advance(tokens, all, &logits_);
+  }
+  int32_t Next(size_t i) {
+    return greedy_ ? chosen_[i]
+                   : sampler_.Sample(std::span<const float>(logits_).subspan(i * vocab_, vocab_));
+  }
+
+ private:
+  Continuation& target_;
+  Sampler sampler_;
+  bool greedy_;
+  size_t vocab_;
+  std::vector<float> logits_;
+  std::vector<int32_t> chosen_;
+};
 
 }  // namespace
 
@@ -171,22 +202,21 @@ Result<Generation> Generate(const Model& model, std::span<const int32_t> prompt,
   if (options.draft != nullptr) {
     NIBBLE_ASSIGN_OR_RETURN(draft, Continuation::Create(*options.draft, options));
   }
-  Sampler sampler(options.sampling);
+  Chooser chooser(target, options.sampling, vocab);
   Output output(model, options);
-  std::vector<float> logits;
 
   auto start = std::chrono::steady_clock::now();
-  NIBBLE_RETURN_IF_ERROR(target.Advance(prompt, false, &logits));
+  NIBBLE_RETURN_IF_ERROR(chooser.Advance(prompt, false));
   if (draft) {  // all but the last token, which the first proposal runs
-    std::vector<float> unused;
+    std::vector<int32_t> unused;
     if (prompt.size() > 1) {
-      NIBBLE_RETURN_IF_ERROR(draft->Advance(prompt.first(prompt.size() - 1), false, &unused));
+      NIBBLE_RETURN_IF_ERROR(draft->Choose(prompt.first(prompt.size() - 1), false, &unused));
     }
   }
   result.prefill_seconds = Seconds(start);
   start = std::chrono::steady_clock::now();
 
-  int32_t next = sampler.Sample(logits);
+  int32_t next = chooser.Next(0);
   bool more = output.Emit(next);
   std::vector<int32_t> proposal;
   std::vector<int32_t> history(prompt.begin(), prompt.end());
@@ -202,11 +232,11 @@ Result<Generation> Generate(const Model& model, std::span<const int32_t> prompt,
       batch.insert(batch.end(), proposal.begin(), proposal.end());
       result.drafted += static_cast<int64_t>(proposal.size());
     }
-    NIBBLE_RETURN_IF_ERROR(target.Advance(batch, true, &logits));
+    NIBBLE_RETURN_IF_ERROR(chooser.Advance(batch, true));
     ++result.decode_passes;
     // The model's own choice after each token of the batch; the proposal counts while it agrees.
     for (size_t i = 0; i < batch.size() && more; ++i) {
-      next = sampler.Sample(std::span<const float>(logits).subspan(i * vocab, vocab));
+      next = chooser.Next(i);
       more = output.Emit(next);
       if (i + 1 < batch.size()) {
         if (next != batch[i + 1]) break;

@@ -7,6 +7,7 @@
 
 #include "kernels/dequantize.h"
 #include "kernels/encode.h"
+#include "nibble/backend.h"
 #include "nibble/format.h"
 
 namespace nibble {
@@ -26,6 +27,8 @@ Format BlockFormatOf(CacheType type) {
 
 }  // namespace
 
+float LargestCached(CacheType type) { return LargestMagnitude(BlockFormatOf(type)); }
+
 size_t CacheRowBytes(CacheType type, int64_t dims) {
   if (type == CacheType::kInt8) return sizeof(float) + static_cast<size_t>(dims);
   const FormatInfo& info = GetFormatInfo(BlockFormatOf(type));
@@ -37,7 +40,7 @@ void EncodeCacheRows(CacheType type, const float* values, int64_t rows, int64_t 
   const size_t row_bytes = CacheRowBytes(type, dims);
   if (type != CacheType::kInt8) {
     const Format format = BlockFormatOf(type);
-    const float limit = LargestMagnitude(format);
+    const float limit = LargestCached(type);
     std::vector<float> row(static_cast<size_t>(dims));
     for (int64_t r = 0; r < rows; ++r, values += dims, out += row_bytes) {
       // A model that overflows what the cache can hold degrades, as elsewhere.
@@ -81,11 +84,13 @@ size_t KvCache::Impl::page_bytes() const {
   return static_cast<size_t>(layers * kv_heads * options.page_tokens) * (key_row + value_row);
 }
 
+size_t KvCache::Impl::layer_offset(int64_t layer) const {
+  return static_cast<size_t>(layer * kv_heads * options.page_tokens) * (key_row + value_row);
+}
+
 std::byte* KvCache::Impl::Keys(int page, int64_t layer, int64_t kv_head) {
-  const size_t tokens = static_cast<size_t>(options.page_tokens);
-  const size_t per_layer = static_cast<size_t>(kv_heads) * tokens * (key_row + value_row);
-  return pages[page].memory.data() + static_cast<size_t>(layer) * per_layer +
-         static_cast<size_t>(kv_head) * tokens * key_row;
+  return pages[page].memory.data() + layer_offset(layer) +
+         static_cast<size_t>(kv_head * options.page_tokens) * key_row;
 }
 
 std::byte* KvCache::Impl::Values(int page, int64_t layer, int64_t kv_head) {
@@ -94,9 +99,29 @@ std::byte* KvCache::Impl::Values(int page, int64_t layer, int64_t kv_head) {
          static_cast<size_t>(kv_head) * tokens * value_row;
 }
 
+Result<Buffer> KvCache::Impl::AllocatePage() const {
+  if (decoder == nullptr) return Buffer::Allocate(page_bytes());
+  NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(options.device));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer memory, backend->allocate(page_bytes(), nullptr));
+  // Runners use it in streams of their own.
+  NIBBLE_RETURN_IF_ERROR(decoder->synchronize(nullptr));
+  return memory;
+}
+
+Status KvCache::Impl::CopyPage(int from, int to) {
+  std::byte* const destination = pages[to].memory.data();
+  if (decoder == nullptr) {
+    std::memcpy(destination, pages[from].memory.data(), page_bytes());
+    return OkStatus();
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      decoder->copy(destination, pages[from].memory.data(), page_bytes(), nullptr));
+  return decoder->synchronize(nullptr);
+}
+
 Result<int> KvCache::Impl::TakePage() {
   if (free_pages.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(page_bytes()));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer memory, AllocatePage());
     pages.push_back({std::move(memory), 0});
     free_pages.push_back(static_cast<int>(pages.size()) - 1);
   }
@@ -130,6 +155,7 @@ Status KvCache::Impl::Reserve(Sequence& sequence, int64_t tokens) {
     else
       status = std::move(page).status();
   }
+  if (status.ok() && copies) status = CopyPage(sequence.pages.back(), taken.back());
   if (!status.ok()) {
     for (const int page : taken) Release(page);
     return status;
@@ -138,7 +164,6 @@ Status KvCache::Impl::Reserve(Sequence& sequence, int64_t tokens) {
     const int fresh = taken.back();
     taken.pop_back();
     int& last = sequence.pages.back();
-    std::memcpy(pages[fresh].memory.data(), pages[last].memory.data(), page_bytes());
     Release(last);
     last = fresh;
   }
@@ -165,6 +190,13 @@ Result<KvCache> KvCache::Create(const ModelConfig& config, const KvCacheOptions&
   }
   KvCache cache;
   Impl& impl = *cache.impl_;
+  if (options.device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(impl.decoder, FindDecoder(options.device));
+    if (config.head_dim % 8 != 0 || config.value_dim % 8 != 0) {
+      return Unsupported("cache on a GPU: heads of " + std::to_string(config.head_dim) + " and " +
+                         std::to_string(config.value_dim) + " dimensions, no multiples of 8");
+    }
+  }
   impl.options = options;
   impl.layers = config.layers;
   impl.kv_heads = config.kv_heads;

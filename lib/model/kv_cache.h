@@ -7,10 +7,14 @@
 #include <map>
 #include <vector>
 
+#include "nibble/decoder_backend.h"
 #include "nibble/model.h"
 #include "nibble/tensor.h"
 
 namespace nibble {
+
+// The largest magnitude that a cache stores: what is beyond is clamped.
+float LargestCached(CacheType type);
 
 // Bytes of one head's key or value of one token.
 size_t CacheRowBytes(CacheType type, int64_t dims);
@@ -41,7 +45,10 @@ struct KvCache::Impl {
   std::map<int, Sequence> sequences;
   int next_sequence = 0;
 
+  const DecoderBackend* decoder = nullptr;  // of the device where the pages lie; null: the host's
+
   size_t page_bytes() const;
+  size_t layer_offset(int64_t layer) const;  // of its keys, in a page
   std::byte* Keys(int page, int64_t layer, int64_t kv_head);
   std::byte* Values(int page, int64_t layer, int64_t kv_head);
 
@@ -50,6 +57,8 @@ struct KvCache::Impl {
   Status Reserve(Sequence& sequence, int64_t tokens);
   void Release(int page);
   Result<int> TakePage();
+  Result<Buffer> AllocatePage() const;
+  Status CopyPage(int from, int to);
 };
 
 }  // namespace nibble

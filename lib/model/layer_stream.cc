@@ -12,6 +12,9 @@ Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
   if (model.config().architecture == "gemma2") {
     return Unsupported("gemma2 cannot be quantized layer by layer: its halves end in norms");
   }
+  if (model.device() != Device::kCpu) {
+    return Unsupported("models are quantized layer by layer in host memory only");
+  }
   ModelConfig one_layer = model.config();
   one_layer.layers = 1;
   NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(one_layer));

@@ -3,6 +3,7 @@
 #include <string_view>
 #include <utility>
 
+#include "lib/model/device_weights.h"
 #include "lib/model/weights.h"
 #include "nibble/quantize.h"
 
@@ -120,6 +121,7 @@ struct Model::Impl {
   ModelConfig config;
   Tokenizer tokenizer;
   Weights weights;
+  std::shared_ptr<const DeviceWeights> device_weights = nullptr;  // of these `weights`, or null
 };
 
 Result<Model> Model::Load(const std::string& path) {
@@ -167,6 +169,7 @@ Result<QuantizedTensor> Model::Matrix(std::string_view name) const {
 
 Result<Model> Model::With(std::map<std::string, QuantizedTensor, std::less<>> matrices) const {
   auto impl = std::make_shared<Impl>(*impl_);
+  impl->device_weights = nullptr;
   Status status;
   size_t used = 0;
   ForLinears(impl->weights, [&](Linear& linear) {
@@ -189,6 +192,26 @@ Result<Model> Model::With(std::map<std::string, QuantizedTensor, std::less<>> ma
   model.impl_ = std::move(impl);
   return model;
 }
+
+Result<Model> Model::OnDevice(Device device, Precision precision) const {
+  Model model = *this;
+  if (device == Device::kCpu && this->device() == device) return model;
+  auto impl = std::make_shared<Impl>(*impl_);
+  impl->device_weights = nullptr;
+  if (device != Device::kCpu) {
+    NIBBLE_ASSIGN_OR_RETURN(impl->device_weights, CopyToDevice(impl->weights, device, precision));
+  }
+  model.impl_ = std::move(impl);
+  return model;
+}
+
+Device Model::device() const {
+  return impl_->device_weights == nullptr ? Device::kCpu : impl_->device_weights->device;
+}
+size_t Model::device_bytes() const {
+  return impl_->device_weights == nullptr ? 0 : impl_->device_weights->bytes;
+}
+const Model::DeviceWeights* Model::device_weights() const { return impl_->device_weights.get(); }
 
 const ModelConfig& Model::config() const { return impl_->config; }
 const GgufMetadata& Model::metadata() const { return impl_->source.metadata(); }

@@ -3,6 +3,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "kernels/transformer.h"
 #include "lib/model/runner_impl.h"
@@ -15,6 +16,9 @@ namespace {
 // whose decoding and turning they pay for; and tokens.
 constexpr int64_t kQueryRows = 64;
 constexpr int64_t kQueryTokens = 16;
+
+// Rows whose logits are held at once.
+constexpr int64_t kLogitRows = 64;
 
 // Tokens that run side by side.
 struct Batch {
@@ -58,10 +62,17 @@ std::vector<Batch> Batches(const std::vector<Span>& spans, int64_t rows, int64_t
 Status Runner::Impl::Multiply(std::initializer_list<Output> outputs, const float* input,
                               int64_t rows, bool accumulate) {
   std::vector<MatmulMember> members;
-  const TensorView activations = ViewOf(input, rows, outputs.begin()->linear.weight.cols());
+  TensorView activations = ViewOf(input, rows, outputs.begin()->linear.weight.cols());
+  activations.device = model.device();
   for (const auto& [linear, out] : outputs) {
     if (options.observer) options.observer(linear.name, activations);
     members.push_back({&linear.weight, ViewOf(out, rows, linear.weight.rows()), linear.bias, {}});
+    if (device) {
+      MatmulMember& member = members.back();
+      member.weights = &device->weights().Of(linear);
+      member.out.device = model.device();
+      member.bias = {device->weights().Of(linear.bias), linear.bias.size()};
+    }
   }
   MatmulOptions matmul;
   matmul.precision = options.precision;
@@ -90,6 +101,7 @@ Status Runner::Impl::Embed(const QuantizedTensor& table, std::span<const int32_t
 
 void Runner::Impl::NormRows(const std::vector<float>& weight, const float* input, int64_t rows,
                             float* out) {
+  if (device) return device->NormRows(weight, input, rows, out);
   const int64_t width = model.config().width;
   options.parallel(rows, [&](int64_t r, int) {
     RmsNorm(input + r * width, weight.data(), width, model.config().norm_eps, out + r * width);
@@ -98,6 +110,9 @@ void Runner::Impl::NormRows(const std::vector<float>& weight, const float* input
 
 void Runner::Impl::TurnAndStore(KvCache::Impl& cache, const DecoderLayer& layer,
                                 int64_t layer_index, const std::vector<Span>& spans) {
+  if (device) {
+    return device->TurnAndStore(cache, layer, layer_index, query.data(), key.data(), value.data());
+  }
   const ModelConfig& c = model.config();
   const int64_t pairs = rope.pairs(), per_page = cache.options.page_tokens;
   for (const Span& span : spans) {
@@ -132,6 +147,7 @@ void Runner::Impl::TurnAndStore(KvCache::Impl& cache, const DecoderLayer& layer,
 
 void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
                           const std::vector<Span>& spans) {
+  if (device) return device->Attend(cache, layer_index, query.data(), attended.data());
   const ModelConfig& c = model.config();
   const int64_t per_page = cache.options.page_tokens;
   const int64_t group = c.heads / c.kv_heads;
@@ -206,17 +222,17 @@ void Runner::Impl::Attend(KvCache::Impl& cache, int64_t layer_index,
   });
 }
 
-void Runner::Impl::Prepare(const std::vector<Span>& spans, int64_t rows) {
+int64_t Runner::Impl::FloatsOf(int64_t rows) const {
   const ModelConfig& c = model.config();
   const int64_t queries = c.heads * c.head_dim, attends = c.heads * c.value_dim;
   const int64_t keys = c.kv_heads * c.head_dim, values = c.kv_heads * c.value_dim;
   const int64_t shared = std::max(queries + keys + values + attends, 2 * c.ffn_width);
-  const size_t size = static_cast<size_t>(rows * (2 * c.width + 2 * rope.pairs() + shared));
-  if (memory.size() < size) {
-    memory = {};  // nothing is copied, nor held twice
-    memory.resize(size);
-  }
-  float* next = memory.data();
+  return rows * (2 * c.width + 2 * rope.pairs() + shared);
+}
+
+void Runner::Impl::LayOut(float* floats, int64_t rows) {
+  const ModelConfig& c = model.config();
+  float* next = floats;
   const auto take = [&](int64_t width) {
     const std::span<float> part(next, static_cast<size_t>(rows * width));
     next += part.size();
@@ -227,13 +243,22 @@ void Runner::Impl::Prepare(const std::vector<Span>& spans, int64_t rows) {
   cosines = take(rope.pairs());
   sines = take(rope.pairs());
   float* const begin = next;
-  query = take(queries);
-  key = take(keys);
-  value = take(values);
-  attended = take(attends);
+  query = take(c.heads * c.head_dim);
+  key = take(c.kv_heads * c.head_dim);
+  value = take(c.kv_heads * c.value_dim);
+  attended = take(c.heads * c.value_dim);
   next = begin;
   gate = take(c.ffn_width);
   up = take(c.ffn_width);
+}
+
+void Runner::Impl::Prepare(const std::vector<Span>& spans, int64_t rows) {
+  const size_t size = static_cast<size_t>(FloatsOf(rows));
+  if (memory.size() < size) {
+    memory = {};  // nothing is copied, nor held twice
+    memory.resize(size);
+  }
+  LayOut(memory.data(), rows);
   for (const Span& span : spans) {
     for (int64_t i = 0; i < span.count; ++i) {
       const int64_t row = span.begin + i;
@@ -259,6 +284,10 @@ Status Runner::Impl::FeedForward(const DecoderLayer& layer, int64_t rows) {
   NormRows(layer.ffn_norm, x.data(), rows, normed.data());
   NIBBLE_RETURN_IF_ERROR(
       Multiply({{layer.gate, gate.data()}, {layer.up, up.data()}}, normed.data(), rows));
+  if (device) {
+    device->Gate(gate.data(), up.data(), rows * c.ffn_width);
+    return OkStatus();
+  }
   options.parallel(rows, [&](int64_t r, int) {
     float* g = gate.data() + r * c.ffn_width;
     const float* u = up.data() + r * c.ffn_width;
@@ -275,33 +304,46 @@ Status Runner::Impl::Add(const Linear& linear, const std::vector<float>& norm, c
   if (norm.empty()) return Multiply({{linear, x.data()}}, input, rows, /*accumulate=*/true);
   NIBBLE_RETURN_IF_ERROR(Multiply({{linear, normed.data()}}, input, rows));
   NormRows(norm, normed.data(), rows, normed.data());
-  AddTo(x.data(), normed.data(), rows * model.config().width);
+  const int64_t count = rows * model.config().width;
+  if (device) {
+    device->Add(x.data(), normed.data(), count);
+  } else {
+    AddTo(x.data(), normed.data(), count);
+  }
   return OkStatus();
 }
 
-Status Runner::Impl::AllLayers(KvCache::Impl& cache, const std::vector<Span>& spans, int64_t rows,
-                               float** out) {
-  const ModelConfig& c = model.config();
-  Prepare(spans, rows);
+int64_t Runner::Impl::KeepOutputs(const std::vector<Span>& spans) {
+  const int64_t width = model.config().width;
+  const int64_t attends = model.config().heads * model.config().value_dim;
+  int64_t kept = 0;
   for (const Span& span : spans) {
-    NIBBLE_RETURN_IF_ERROR(
-        Embed(model.weights().embedding, span.tokens, x.data() + span.begin * c.width));
+    if (!device) {
+      for (int64_t i = 0; i < span.outputs; ++i) {
+        const int64_t row = span.begin + span.count - span.outputs + i;
+        std::copy_n(x.data() + row * width, width, x.data() + (kept + i) * width);
+        std::copy_n(attended.data() + row * attends, attends,
+                    attended.data() + (kept + i) * attends);
+      }
+    }
+    kept += span.outputs;
   }
+  if (device) {
+    device->KeepOutputs(width, x.data());
+    device->KeepOutputs(attends, attended.data());
+  }
+  return kept;
+}
+
+Status Runner::Impl::AllLayers(KvCache::Impl& cache, const std::vector<Span>& spans, int64_t rows,
+                               float* out) {
+  const ModelConfig& c = model.config();
   for (int64_t l = 0; l < c.layers; ++l) {
     const DecoderLayer& layer = model.weights().layers[static_cast<size_t>(l)];
     NIBBLE_RETURN_IF_ERROR(Attention(cache, layer, l, spans, rows));
     if (l == c.layers - 1) {
       // Nobody attends to what follows: only the wanted rows go on.
-      int64_t kept = 0;
-      for (const Span& span : spans) {
-        for (int64_t i = span.count - span.outputs; i < span.count; ++i, ++kept) {
-          const int64_t row = span.begin + i;
-          std::copy_n(x.data() + row * c.width, c.width, x.data() + kept * c.width);
-          std::copy_n(attended.data() + row * c.heads * c.value_dim, c.heads * c.value_dim,
-                      attended.data() + kept * c.heads * c.value_dim);
-        }
-      }
-      rows = kept;
+      rows = KeepOutputs(spans);
       if (rows == 0) return OkStatus();
     }
     NIBBLE_RETURN_IF_ERROR(
@@ -309,8 +351,111 @@ Status Runner::Impl::AllLayers(KvCache::Impl& cache, const std::vector<Span>& sp
     NIBBLE_RETURN_IF_ERROR(FeedForward(layer, rows));
     NIBBLE_RETURN_IF_ERROR(Add(layer.down, layer.post_ffn_norm, gate.data(), rows));
   }
-  NormRows(model.weights().output_norm, x.data(), rows, *out);
-  *out += rows * c.width;
+  NormRows(model.weights().output_norm, x.data(), rows, out);
+  return OkStatus();
+}
+
+Status Runner::Impl::Head(TensorView hidden, MutableTensorView out) {
+  const ModelConfig& c = model.config();
+  const Linear& head = model.weights().head;
+  hidden.device = out.device = model.device();
+  MatmulOptions matmul;
+  matmul.precision = options.precision;
+  matmul.parallel = options.parallel;
+  const float cap = c.output_soft_cap;
+  if (device) {
+    matmul.bias = {device->weights().Of(head.bias), head.bias.size()};
+    NIBBLE_RETURN_IF_ERROR(
+        Matmul(hidden, device->weights().Of(head), out, matmul).WithContext(head.name));
+    if (cap > 0) device->SoftCap(static_cast<float*>(out.data), out.rows * out.cols, cap);
+    return OkStatus();
+  }
+  if (options.observer) options.observer(head.name, hidden);
+  matmul.bias = head.bias;
+  NIBBLE_RETURN_IF_ERROR(Matmul(hidden, head.weight, out, matmul).WithContext(head.name));
+  if (cap > 0) {
+    options.parallel(
+        out.rows, [&](int64_t r, int) { SoftCap(static_cast<float*>(out.Row(r)), out.cols, cap); });
+  }
+  return OkStatus();
+}
+
+Status Runner::Impl::RunBatchOnDevice(KvCache::Impl& cache, const std::vector<Span>& spans,
+                                      int64_t rows, Wanted* wanted) {
+  const ModelConfig& c = model.config();
+  int64_t outputs = 0;
+  bool is_step = true;  // one token of each sequence
+  for (const Span& span : spans) {
+    outputs += span.outputs;
+    is_step = is_step && span.count == 1 && span.outputs == 1;
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      device->Begin(static_cast<size_t>(FloatsOf(rows)), rope, cache, spans, rows));
+  LayOut(device->activations(), rows);
+  float *hidden = nullptr, *logits = nullptr;
+  int32_t* chosen = nullptr;
+  if (outputs > 0) {
+    NIBBLE_ASSIGN_OR_RETURN(hidden, device->Hidden(outputs));
+    if (wanted->tokens != nullptr) {
+      NIBBLE_ASSIGN_OR_RETURN(logits, device->Logits(outputs));
+      NIBBLE_ASSIGN_OR_RETURN(chosen, device->Chosen(outputs));
+    }
+  }
+  const auto queue = [&]() -> Status {
+    device->Embed(rows, c.embedding_scale, x.data());
+    NIBBLE_RETURN_IF_ERROR(AllLayers(cache, spans, rows, hidden));
+    if (chosen != nullptr) {
+      NIBBLE_RETURN_IF_ERROR(Head(ViewOf(static_cast<const float*>(hidden), outputs, c.width),
+                                  ViewOf(logits, outputs, c.vocab_size)));
+      device->Likeliest(logits, outputs, chosen);
+    }
+    return device->Take();
+  };
+  if (is_step && chosen != nullptr) {
+    NIBBLE_RETURN_IF_ERROR(device->RunStep(cache, queue));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(queue());
+  }
+  const size_t count = static_cast<size_t>(outputs), width = static_cast<size_t>(c.width);
+  if (wanted->tokens != nullptr) {
+    NIBBLE_RETURN_IF_ERROR(device->Fetch(wanted->tokens, chosen, count * sizeof(int32_t)));
+    wanted->tokens += outputs;
+  } else {
+    NIBBLE_RETURN_IF_ERROR(device->Fetch(wanted->hidden, hidden, count * width * sizeof(float)));
+    wanted->hidden += outputs * c.width;
+  }
+  return OkStatus();
+}
+
+Status Runner::Impl::RunBatch(KvCache::Impl& cache, const std::vector<Span>& spans, int64_t rows,
+                              Wanted* wanted) {
+  if (device) return RunBatchOnDevice(cache, spans, rows, wanted);
+  const ModelConfig& c = model.config();
+  Prepare(spans, rows);
+  int64_t outputs = 0;
+  for (const Span& span : spans) {
+    outputs += span.outputs;
+    NIBBLE_RETURN_IF_ERROR(
+        Embed(model.weights().embedding, span.tokens, x.data() + span.begin * c.width));
+  }
+  if (wanted->tokens == nullptr) {
+    float* const out = wanted->hidden;
+    wanted->hidden += outputs * c.width;
+    return AllLayers(cache, spans, rows, out);
+  }
+  host_hidden.resize(static_cast<size_t>(outputs * c.width));
+  NIBBLE_RETURN_IF_ERROR(AllLayers(cache, spans, rows, host_hidden.data()));
+  for (int64_t first = 0; first < outputs; first += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, outputs - first);
+    host_logits.resize(static_cast<size_t>(count * c.vocab_size));
+    NIBBLE_RETURN_IF_ERROR(
+        Head(ViewOf(std::as_const(host_hidden).data() + first * c.width, count, c.width),
+             ViewOf(host_logits.data(), count, c.vocab_size)));
+    for (int64_t r = 0; r < count; ++r) {
+      const float* row = host_logits.data() + r * c.vocab_size;
+      *wanted->tokens++ = static_cast<int32_t>(std::max_element(row, row + c.vocab_size) - row);
+    }
+  }
   return OkStatus();
 }
 
@@ -320,8 +465,24 @@ Runner::~Runner() = default;
 
 Status Runner::Forward(KvCache& cache, std::span<const SequenceInput> inputs,
                        std::vector<float>* hidden) {
-  const ModelConfig& config = impl_->model.config();
+  return impl_->Run(cache, inputs, hidden, nullptr);
+}
+
+Status Runner::NextTokens(KvCache& cache, std::span<const SequenceInput> inputs,
+                          std::vector<int32_t>* tokens) {
+  return impl_->Run(cache, inputs, nullptr, tokens);
+}
+
+Status Runner::Impl::Run(KvCache& cache, std::span<const SequenceInput> inputs,
+                         std::vector<float>* hidden, std::vector<int32_t>* tokens) {
+  const ModelConfig& config = model.config();
   KvCache::Impl& pages = cache.impl();
+  if (pages.options.device != model.device()) {
+    return InvalidArgument("the cache and the model's weights lie on different devices");
+  }
+  if (device && options.observer) {
+    return Unsupported("the inputs of matrices can be looked at in host memory only");
+  }
   if (pages.layers != config.layers || pages.kv_heads != config.kv_heads ||
       pages.key_dims != config.head_dim || pages.value_dims != config.value_dim) {
     return InvalidArgument("the cache was made for another model");
@@ -358,11 +519,17 @@ Status Runner::Forward(KvCache& cache, std::span<const SequenceInput> inputs,
   for (const Span& span : spans) {
     if (status.ok()) status = pages.Reserve(*span.sequence, span.count);
   }
-  hidden->resize(static_cast<size_t>(outputs * config.width));
-  float* out = hidden->data();
-  const int64_t most = impl_->options.observer ? rows : impl_->options.batch_tokens;
+  Wanted wanted;
+  if (hidden != nullptr) {
+    hidden->resize(static_cast<size_t>(outputs * config.width));
+    wanted.hidden = hidden->data();
+  } else {
+    tokens->resize(static_cast<size_t>(outputs));
+    wanted.tokens = tokens->data();
+  }
+  const int64_t most = options.observer ? rows : options.batch_tokens;
   for (const Batch& batch : Batches(spans, rows, most)) {
-    if (status.ok()) status = impl_->AllLayers(pages, batch.spans, batch.rows, &out);
+    if (status.ok()) status = RunBatch(pages, batch.spans, batch.rows, &wanted);
   }
   for (size_t i = 0; i < spans.size(); ++i) {
     if (status.ok()) {
@@ -375,18 +542,25 @@ Status Runner::Forward(KvCache& cache, std::span<const SequenceInput> inputs,
 }
 
 Status Runner::Logits(TensorView hidden, MutableTensorView out) {
-  const Linear& head = impl_->model.weights().head;
-  if (impl_->options.observer) impl_->options.observer(head.name, hidden);
-  MatmulOptions matmul;
-  matmul.precision = impl_->options.precision;
-  matmul.bias = head.bias;
-  matmul.parallel = impl_->options.parallel;
-  NIBBLE_RETURN_IF_ERROR(Matmul(hidden, head.weight, out, matmul).WithContext(head.name));
-  if (const float cap = impl_->model.config().output_soft_cap; cap > 0) {
-    impl_->options.parallel(
-        out.rows, [&](int64_t r, int) { SoftCap(static_cast<float*>(out.Row(r)), out.cols, cap); });
+  Impl& impl = *impl_;
+  const ModelConfig& c = impl.model.config();
+  if (!impl.device) return impl.Head(hidden, out);
+  NIBBLE_RETURN_IF_ERROR(CheckView(hidden, "hidden states"));
+  NIBBLE_RETURN_IF_ERROR(CheckView(out, "logits"));
+  if (hidden.dtype != DType::kF32 || hidden.cols != c.width || hidden.row_stride != c.width ||
+      out.dtype != DType::kF32 || out.cols != c.vocab_size || out.row_stride != c.vocab_size ||
+      hidden.rows != out.rows || hidden.device != Device::kCpu || out.device != Device::kCpu) {
+    return InvalidArgument("logits: f32 rows in host memory, without gaps, that fit the model");
   }
-  return OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(float* const there, impl.device->Hidden(hidden.rows));
+  NIBBLE_ASSIGN_OR_RETURN(float* const logits, impl.device->Logits(hidden.rows));
+  const size_t rows = static_cast<size_t>(hidden.rows);
+  const size_t width = static_cast<size_t>(c.width), vocab = static_cast<size_t>(c.vocab_size);
+  NIBBLE_RETURN_IF_ERROR(impl.device->Send(there, hidden.data, rows * width * sizeof(float)));
+  const float* const from = there;
+  NIBBLE_RETURN_IF_ERROR(
+      impl.Head(ViewOf(from, hidden.rows, c.width), ViewOf(logits, hidden.rows, c.vocab_size)));
+  return impl.device->Fetch(out.data, logits, rows * vocab * sizeof(float));
 }
 
 }  // namespace nibble

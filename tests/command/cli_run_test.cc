@@ -53,6 +53,19 @@ TEST_F(CliTest, PerplexityAgainstAReferenceAndFromSavedLogits) {
   EXPECT_TRUE(words.out.starts_with("perplexity ")) << words.out;
 }
 
+// Says what is missing: the backend, a driver or a device; where nothing is, it runs there.
+TEST_F(CliTest, ADeviceThatIsNotThereIsNamed) {
+  const std::string text = kReferenceModel + "/evaluation.txt --windows 1 --context 16";
+  for (const std::string& command :
+       {"generate " + kReferenceModel + " -p x -n 1", "bench model " + kReferenceModel,
+        "perplexity " + kReferenceModel + " --text " + text}) {
+    const Outcome outcome = Nibble(command + " --device cuda");
+    if (outcome.status == 0) GTEST_SKIP() << "there is a GPU here";
+    EXPECT_EQ(outcome.status, 1) << command;
+    ExpectOneLine(outcome, "--device cuda: ");
+  }
+}
+
 TEST_F(CliTest, RunningRefusesMisuse) {
   const auto expect = [&](const std::string& arguments, int status, const std::string& part) {
     const Outcome outcome = Nibble(arguments);
@@ -63,6 +76,7 @@ TEST_F(CliTest, RunningRefusesMisuse) {
   expect("generate " + kReferenceModel, 2, "--prompt");
   expect("generate " + kReferenceModel + " -p x --precision f64", 2, "precision");
   expect("generate " + (folder_ / "none.gguf") + " -p x", 1, "none.gguf");
+  expect("generate " + kReferenceModel + " -p x --device tpu", 2, "--device");
   expect("generate " + kReferenceModel + " -p x -n 2 --temperature 1 --draft " + kReferenceModel, 2,
          "temperature");
   expect("generate " + kReferenceModel + " -f " + kReferenceModel + "/evaluation.txt", 2,

@@ -19,7 +19,7 @@ constexpr DeviceLimits kFew = {1, 227 * 1024, false, true};  // takes the widest
 
 template <DType kType, int kTokens>
 void Emulate(const BytesArguments& args) {
-  EmulateUnits<BytesBlock<kType, kTokens>>(args, args.plan.stages - 2, 0x7E);
+  EmulateUnits<BytesBlock<kType, kTokens>>(args, 0x7E);
 }
 
 template <DType kType>
@@ -69,8 +69,8 @@ void ExpectProduct(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimit
     for (int64_t n = 0; n < rows; ++n) {
       double sum = 0, magnitude = 0;
       for (int64_t k = 0; k < cols; ++k) {
-        const double product = double{ByteValue<kType>(a.data()[m * cols + k])} *
-                               double{ByteValue<kType>(w.data()[n * cols + k])};
+        const double product = double{ElementOf<kType>(a.data()[m * cols + k], 0)} *
+                               double{ElementOf<kType>(w.data()[n * cols + k], 0)};
         sum += product;
         magnitude += std::fabs(product);
       }
@@ -104,17 +104,17 @@ TEST(BytesHostTest, PlansCoverEveryShape) {
         for (int64_t tokens : {1, 64, 65, 128, 129, 1024, 100000}) {
           const BytesPlan plan = PlanBytes(rows, cols, tokens, limits);
           ASSERT_GT(plan.row_blocks, 0);
-          ASSERT_GE(plan.row_blocks * kBytesRows, rows);
-          ASSERT_LT((plan.row_blocks - 1) * kBytesRows, rows);
-          ASSERT_GE(plan.token_blocks * plan.tokens, tokens);
-          ASSERT_LT((plan.token_blocks - 1) * plan.tokens, tokens);
+          ASSERT_GE(plan.row_blocks * kBlockRows, rows);
+          ASSERT_LT((plan.row_blocks - 1) * kBlockRows, rows);
+          ASSERT_GE(plan.blocks * plan.tokens, tokens * plan.row_blocks);
+          ASSERT_LT((plan.blocks - plan.row_blocks) * plan.tokens, tokens * plan.row_blocks);
           ASSERT_GE(int64_t{plan.splits} * plan.split_units * kUnitBytes, cols);
           ASSERT_LE(plan.splits, limits.has_clusters ? 8 : 1);
           ASSERT_TRUE(plan.stages == 3 || plan.stages == 4);
           ASSERT_EQ(plan.shared_bytes, plan.stages * BytesStageBytes(plan.tokens) + 1024);
           ASSERT_LE(plan.shared_bytes, limits.shared_bytes);
           // The sums of a split take the place of the stages.
-          ASSERT_LE(plan.tokens * kBytesRows * 4, plan.stages * BytesStageBytes(plan.tokens));
+          ASSERT_LE(plan.tokens * kBlockRows * 4, plan.stages * BytesStageBytes(plan.tokens));
         }
       }
     }

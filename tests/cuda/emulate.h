@@ -128,13 +128,14 @@ void EmulateSmallM(const SmallMArguments& args) {
   }
 }
 
-// A launch of blocks that go through their columns unit by unit, `ahead` of which are staged before
-// they are used; shared memory begins as bytes of `fill`.
+// A launch of blocks that go through their columns unit by unit (cuda/unit_kernel.cuh); shared
+// memory begins as bytes of `fill`.
 template <class Block, class Arguments>
-void EmulateUnits(const Arguments& args, int ahead, int fill) {
+void EmulateUnits(const Arguments& args, int fill) {
   using State = typename Block::template WarpState<HostWarp>;
   const HostWarp warp;
-  for (int64_t at = 0; at < args.plan.row_blocks * args.plan.token_blocks; ++at) {
+  const int ahead = args.plan.stages - Block::kStagesInUse;
+  for (int64_t at = 0; at < args.plan.blocks; ++at) {
     std::vector<AlignedBytes> shared;
     std::vector<Block> blocks;
     auto states = std::make_unique<std::array<State, kWarps>>();
@@ -145,8 +146,7 @@ void EmulateUnits(const Arguments& args, int ahead, int fill) {
     }
     for (int split = 0; split < args.plan.splits; ++split) {
       const Block& block =
-          blocks.emplace_back(args, at % args.plan.row_blocks, split, at / args.plan.row_blocks,
-                              shared[static_cast<size_t>(split)].data());
+          blocks.emplace_back(args, at, split, shared[static_cast<size_t>(split)].data());
       const auto stage = [&](int unit) {
         for (int t = 0; t < kThreads; ++t) block.StageUnit(t, unit);
       };
@@ -167,7 +167,7 @@ void EmulateUnits(const Arguments& args, int ahead, int fill) {
     for (int split = 0; split < args.plan.splits && args.plan.splits > 1; ++split) {
       for (int t = 0; t < kThreads; ++t) {
         blocks[static_cast<size_t>(split)].CombineSplits(
-            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].Sums(); });
+            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].SharedSums(); });
       }
     }
   }
@@ -176,7 +176,7 @@ void EmulateUnits(const Arguments& args, int ahead, int fill) {
 // A launch of the kernel of large products.
 template <class Format, DType kType, int kTokens>
 void EmulateGemm(const GemmArguments& args) {
-  EmulateUnits<GemmBlock<Format, kType, kTokens>>(args, args.plan.stages - 1, 0xFF);
+  EmulateUnits<GemmBlock<Format, kType, kTokens>>(args, 0xFF);
 }
 
 }  // namespace nibble::cuda

@@ -54,14 +54,16 @@ void ExpectProduct(const QuantizedTensor& weights, const Case& test) {
     const PackedMatrix& matrix = packed.plan.matrix;
     GemmArguments args = {};
     args.activations = {strided.data(), test.dtype, a_rows, cols, stride, true};
-    args.plan = PlanGemm(Format::kCols, matrix.row_tiles(), matrix.records_per_tile<Format>(),
-                         matrix.record_bytes<Format>(), test.tokens, test.limits);
-    ASSERT_GT(args.plan.row_blocks, 0) << what;
-    args.member = {matrix,     test.rows.empty() ? nullptr : test.rows.data(),
-                   0,          test.tokens,
-                   0,          nullptr,
-                   out.data(), weights.rows(),
-                   false};
+    const GemmSize size = {matrix.row_tiles(), test.tokens};
+    args.plan = PlanGemm(Format::kCols, {&size, 1}, matrix.records_per_tile<Format>(),
+                         matrix.record_bytes<Format>(), test.limits);
+    ASSERT_GT(args.plan.blocks, 0) << what;
+    args.members_count = 1;
+    args.members[0] = {matrix,     test.rows.empty() ? nullptr : test.rows.data(),
+                       0,          test.tokens,
+                       0,          nullptr,
+                       out.data(), weights.rows(),
+                       false};
     Emulate<Format>(args);
   });
   ExpectProducts(out, a.floats, test.rows, weights, test.tokens,
@@ -101,6 +103,62 @@ TEST(GemmHostTest, TakesRowsByAList) {
   ExpectProduct(RandomWeights(Format::kQ4_K, 33, 512, 5), {40, DType::kF16, kHopper, rows});
 }
 
+// Members of other sizes and lists of rows share a launch; none writes where another does.
+TEST(GemmHostTest, ServesSeveralMembers) {
+  constexpr int64_t kCols = 512, kRows = 90;
+  struct Member {
+    int64_t rows;
+    std::vector<int32_t> list;
+  };
+  std::vector<Member> members = {{150, {}}, {16, std::vector<int32_t>(17)}, {129, {}}, {5, {}}};
+  for (size_t i = 0; i < 17; ++i) members[1].list[i] = static_cast<int32_t>(i * 29 % kRows);
+  members[3].list.assign(70, 3);
+  const TypedValues a = RandomActivations(DType::kBF16, kRows * kCols, 6);
+  AlignedBytes aligned(a.bytes.size());
+  std::memcpy(aligned.data(), a.bytes.data(), a.bytes.size());
+  for (const DeviceLimits& limits : {kHopper, kAmpere}) {
+    GemmArguments args = {};
+    args.activations = {aligned.data(), DType::kBF16, kRows, kCols, kCols, true};
+    std::vector<QuantizedTensor> weights;
+    std::vector<PackedOnHost> packed;
+    std::vector<std::vector<float>> outs;
+    std::vector<GemmSize> sizes;
+    for (size_t i = 0; i < members.size(); ++i) {
+      weights.push_back(RandomWeights(Format::kQ4_0, members[i].rows, kCols, 20 + i));
+      packed.push_back(PackOnHost(weights.back()));
+      const std::vector<int32_t>& list = members[i].list;
+      const int64_t tokens = list.empty() ? kRows : static_cast<int64_t>(list.size());
+      outs.emplace_back(static_cast<size_t>(tokens * members[i].rows), NAN);
+      sizes.push_back({packed.back().plan.matrix.row_tiles(), tokens});
+    }
+    const PackedMatrix& first = packed[0].plan.matrix;
+    args.plan = PlanGemm(PackedU4::kCols, sizes, first.records_per_tile<PackedU4>(),
+                         first.record_bytes<PackedU4>(), limits);
+    ASSERT_EQ(args.plan.tokens, 128);
+    args.members_count = static_cast<int>(members.size());
+    int64_t block = 0;
+    for (size_t i = 0; i < members.size(); ++i) {
+      const std::vector<int32_t>& list = members[i].list;
+      args.members[i] = {packed[i].plan.matrix,
+                         list.empty() ? nullptr : list.data(),
+                         0,
+                         static_cast<int32_t>(sizes[i].tokens),
+                         static_cast<int32_t>(block),
+                         nullptr,
+                         outs[i].data(),
+                         members[i].rows,
+                         false};
+      block += BlocksOf(args.plan, sizes[i]);
+    }
+    ASSERT_EQ(block, args.plan.blocks);
+    EmulateGemm<PackedU4, DType::kBF16, 128>(args);
+    for (size_t i = 0; i < members.size(); ++i) {
+      ExpectProducts(outs[i], a.floats, members[i].list, weights[i], sizes[i].tokens, kEpsilonBF16,
+                     "member " + std::to_string(i));
+    }
+  }
+}
+
 // Scales that are subnormal in f16 by themselves.
 TEST(GemmHostTest, KeepsSmallWeightsExact) {
   std::vector<float> w = RandomValues(16 * 256, 8);
@@ -134,17 +192,20 @@ TEST(GemmHostTest, PlansCoverEveryShape) {
               matrix.cols = cols;
               const int64_t records = matrix.records_per_tile<Format>();
               const int record_bytes = matrix.record_bytes<Format>();
-              const GemmPlan plan = PlanGemm(Format::kCols, matrix.row_tiles(), records,
-                                             record_bytes, tokens, limits);
-              if (plan.row_blocks == 0) {
+              const GemmSize sizes[] = {{matrix.row_tiles(), tokens}, {1, 17}};
+              const GemmPlan plan = PlanGemm(Format::kCols, sizes, records, record_bytes, limits);
+              if (plan.blocks == 0) {
                 ASSERT_GT(2 * GemmStageBytes(64, Format::kCols, record_bytes) + 1024,
                           limits.shared_bytes);
                 continue;
               }
-              ASSERT_GE(plan.row_blocks * kGemmRows, rows);
-              ASSERT_LT((plan.row_blocks - 1) * kGemmRows, rows);
-              ASSERT_GE(plan.token_blocks * plan.tokens, tokens);
-              ASSERT_LT((plan.token_blocks - 1) * plan.tokens, tokens);
+              const int64_t row_blocks = RowBlocksOf(matrix.row_tiles());
+              ASSERT_GE(row_blocks * kBlockRows, rows);
+              ASSERT_LT((row_blocks - 1) * kBlockRows, rows);
+              const int64_t token_blocks = BlocksOf(plan, sizes[0]) / row_blocks;
+              ASSERT_GE(token_blocks * plan.tokens, tokens);
+              ASSERT_LT((token_blocks - 1) * plan.tokens, tokens);
+              ASSERT_EQ(plan.blocks, row_blocks * token_blocks + 1);
               ASSERT_GE(int64_t{plan.splits} * plan.split_records, records);
               ASSERT_LE(plan.splits, limits.has_clusters ? 8 : 1);
               const int stage = GemmStageBytes(plan.tokens, Format::kCols, record_bytes);
@@ -153,7 +214,7 @@ TEST(GemmHostTest, PlansCoverEveryShape) {
               ASSERT_EQ(plan.shared_bytes, plan.stages * stage + 1024);
               ASSERT_LE(plan.shared_bytes, limits.shared_bytes);
               // The sums of a split take the place of the stages.
-              ASSERT_LE(plan.tokens * kGemmRows * 4, plan.stages * stage);
+              ASSERT_LE(plan.tokens * kBlockRows * 4, plan.stages * stage);
             }
           }
         }

@@ -1,6 +1,11 @@
 // Products with packed weights on the device, against the CPU's decoded weights.
+#include <cuda_runtime_api.h>
+
 #include <cmath>
 
+#include "cuda/dense_plan.h"
+#include "nibble/backend.h"
+#include "nibble/decoder_backend.h"
 #include "nibble/matmul.h"
 #include "tests/cuda/gpu.h"
 #include "tests/cuda/products.h"
@@ -37,7 +42,7 @@ double Epsilon(const QuantizedTensor& weights, const Case& test) {
   return epsilon;
 }
 
-void ExpectProduct(const QuantizedTensor& weights, const Case& test) {
+void ExpectProduct(const QuantizedTensor& weights, const Case& test, double epsilon = 0) {
   const std::string what =
       NameOf(weights) + ", " + std::to_string(test.m_rows) + " rows of " + DTypeName(test.dtype);
   const QuantizedTensor on_device = MustHave(cuda::ToDevice(weights));
@@ -48,7 +53,44 @@ void ExpectProduct(const QuantizedTensor& weights, const Case& test) {
   Tensor out = MustHave(cuda::AllocateTensor(DType::kF32, test.m_rows, weights.rows()));
   const Status status = Matmul(activations.view(), packed, out.mutable_view());
   ASSERT_TRUE(status.ok()) << what << ": " << status.message();
-  ExpectProducts(OnHost(out), a.floats, {}, weights, test.m_rows, Epsilon(weights, test), what);
+  ExpectProducts(OnHost(out), a.floats, {}, weights, test.m_rows,
+                 epsilon > 0 ? epsilon : Epsilon(weights, test), what);
+}
+
+// Weights rounded to 16 bits, activations of f32 to bf16.
+double DenseEpsilon(DType dtype) { return dtype == DType::kF16 ? 0x1p-9 : 0x1p-6; }
+
+// Whether cuBLAS is there: else the kernels of few and many tokens do, as exactly as is asked here.
+TEST_F(PackedGpuTest, MultipliesWithDequantizedWeights) {
+  const cuda::DenseFrom always(1);
+  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (Format format : kPackedBlockFormats) {
+      ExpectProduct(RandomWeights(format, 163, 768, 3), {21, dtype}, DenseEpsilon(dtype));
+    }
+    for (const char* name : kPackedSchemes) {
+      ExpectProduct(PlanarWeights(name, 37, 320), {3, dtype}, DenseEpsilon(dtype));
+    }
+    ExpectProduct(PlanarWeights("int4 asym g128 f16", 130, 999), {70, dtype}, DenseEpsilon(dtype));
+  }
+}
+
+TEST_F(PackedGpuTest, MultipliesCanonicalWeightsDequantized) {
+  for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32}) {
+    for (Format format :
+         {Format::kF16, Format::kBF16, Format::kF32, Format::kIQ2_S, Format::kQ4_K}) {
+      const QuantizedTensor weights = RandomWeights(format, 77, 512, 4);
+      const QuantizedTensor on_device = MustHave(cuda::ToDevice(weights));
+      for (int64_t m_rows : {1, 40}) {
+        const TypedValues a = RandomActivations(dtype, m_rows * 512, 5);
+        const Tensor activations = ActivationsOnDevice(a, 512);
+        Tensor out = MustHave(cuda::AllocateTensor(DType::kF32, m_rows, 77));
+        const Status status = Matmul(activations.view(), on_device, out.mutable_view());
+        ASSERT_TRUE(status.ok()) << status.message();
+        ExpectProducts(OnHost(out), a.floats, {}, weights, m_rows, DenseEpsilon(dtype),
+                       NameOf(weights));
+      }
+    }
+  }
 }
 
 TEST_F(PackedGpuTest, MultipliesWithEveryFormat) {
@@ -137,6 +179,99 @@ TEST_F(PackedGpuTest, ServesGroupsWithRowsAndBiases) {
     }
     ExpectProducts(out, a.floats, lists[i], weights[i], outs[i].rows(), i == 2 ? 0x1p-9 : 0x1p-15,
                    "member " + std::to_string(i));
+  }
+}
+
+// Query, key and value, and experts with rows of their own, of many tokens: one launch of the
+// kernel of many, or dequantized weights; the same members as weights that are not packed.
+TEST_F(PackedGpuTest, ServesGroupsOfManyTokens) {
+  constexpr int64_t kCols = 512, kRows = 150;
+  const QuantizedTensor weights[4] = {
+      RandomWeights(Format::kQ4_0, 170, kCols, 7), RandomWeights(Format::kQ4_0, 33, kCols, 8),
+      RandomWeights(Format::kQ4_0, 260, kCols, 9), RandomWeights(Format::kQ6_K, 18, kCols, 10)};
+  std::vector<int32_t> lists[4] = {{}, std::vector<int32_t>(90), std::vector<int32_t>(20), {}};
+  for (size_t i = 0; i < 90; ++i) lists[1][i] = static_cast<int32_t>(i * 37 % kRows);
+  for (size_t i = 0; i < 20; ++i) lists[2][i] = static_cast<int32_t>(i * 7);
+  const TypedValues a = RandomActivations(DType::kF16, kRows * kCols, 10);
+  const Tensor activations = ActivationsOnDevice(a, kCols);
+  const std::vector<float> bias = RandomValues(33, 11);
+  const Tensor bias_on_device = MustHave(cuda::ToDevice(ViewOf(bias.data(), 1, 33)));
+  std::vector<QuantizedTensor> canonical;
+  std::vector<PackedWeights> packed;
+  std::vector<Buffer> rows;
+  for (size_t i = 0; i < 4; ++i) {
+    canonical.push_back(MustHave(cuda::ToDevice(weights[i])));
+    packed.push_back(MustHave(Pack(canonical.back())));
+    rows.push_back(MustHave(cuda::Allocate(lists[i].size() * 4)));
+    ASSERT_TRUE(
+        cuda::Copy(rows[i].mutable_bytes(), std::as_bytes(std::span<const int32_t>(lists[i])))
+            .ok());
+  }
+  for (const bool is_packed : {true, false}) {
+    for (const int64_t dense : {INT64_MAX, int64_t{1}}) {
+      const cuda::DenseFrom from(dense);
+      std::vector<Tensor> outs;
+      std::vector<MatmulMember> members;
+      for (size_t i = 0; i < 4; ++i) {
+        const int64_t m_rows = lists[i].empty() ? kRows : static_cast<int64_t>(lists[i].size());
+        outs.push_back(MustHave(cuda::AllocateTensor(DType::kF32, m_rows, weights[i].rows())));
+      }
+      for (size_t i = 0; i < 4; ++i) {
+        MatmulMember member = {&packed[i], outs[i].mutable_view(), {}, {}};
+        if (!is_packed) member.weights = &canonical[i];
+        member.rows = {reinterpret_cast<const int32_t*>(rows[i].data()), lists[i].size()};
+        if (i == 1) member.bias = {static_cast<const float*>(bias_on_device.view().data), 33};
+        members.push_back(member);
+      }
+      const Status status = MatmulGroup(activations.view(), members);
+      ASSERT_TRUE(status.ok()) << status.message();
+      for (size_t i = 0; i < 4; ++i) {
+        std::vector<float> out = OnHost(outs[i]);
+        if (i == 1) {
+          for (size_t j = 0; j < out.size(); ++j) out[j] -= bias[j % 33];
+        }
+        ExpectProducts(out, a.floats, lists[i], weights[i], outs[i].rows(), 0x1p-9,
+                       "member " + std::to_string(i));
+      }
+    }
+  }
+}
+
+// Calls of every kind in a graph, which gives what they gave before it was recorded.
+TEST_F(PackedGpuTest, IsRecordedInGraphs) {
+  const Backend* backend = MustHave(FindBackend(Device::kCuda));
+  const DecoderBackend& decoder = *backend->decoder;
+  const std::shared_ptr<void> stream = MustHave(decoder.make_stream());
+  const QuantizedTensor weights = RandomWeights(Format::kQ4_K, 100, 512, 7);
+  MatmulOptions options;
+  options.parallel.stream = stream.get();
+  const QuantizedTensor on_device = MustHave(cuda::ToDevice(weights, stream.get()));
+  const PackedWeights packed = MustHave(Pack(on_device, Precision::kInt8, options.parallel));
+  for (const int64_t dense : {INT64_MAX, int64_t{1}}) {
+    const cuda::DenseFrom from(dense);
+    for (const int64_t m_rows : {1, 40}) {
+      for (const DType dtype : {DType::kF16, DType::kF32}) {
+        const TypedValues a = RandomActivations(dtype, m_rows * 512, 5);
+        const Tensor activations = ActivationsOnDevice(a, 512);
+        ASSERT_TRUE(cuda::Synchronize().ok());
+        Tensor out = MustHave(cuda::AllocateTensor(DType::kF32, m_rows, 100, stream.get()));
+        const auto multiply = [&]() -> Status {
+          return Matmul(activations.view(), packed, out.mutable_view(), options);
+        };
+        const auto result = [&] {
+          EXPECT_TRUE(decoder.synchronize(stream.get()).ok());
+          return OnHost(out);
+        };
+        ASSERT_TRUE(multiply().ok());
+        const std::vector<float> want = result();
+        ASSERT_EQ(cudaMemset(out.mutable_view().data, 0xFF, want.size() * 4), cudaSuccess);
+        ASSERT_TRUE(cuda::Synchronize().ok());
+        const std::shared_ptr<void> graph = MustHave(decoder.record(stream.get(), multiply));
+        ASSERT_TRUE(decoder.replay(graph.get(), stream.get()).ok());
+        ASSERT_TRUE(decoder.replay(graph.get(), stream.get()).ok());
+        EXPECT_EQ(result(), want) << m_rows;
+      }
+    }
   }
 }
 

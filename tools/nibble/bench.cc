@@ -60,7 +60,9 @@ std::vector<Figure> Figures(const ModelBenchmark& b) {
        static_cast<double>(b.peak_memory_bytes)},
       {"of it keys and values, at most", "peak_cache_bytes", Size(b.peak_cache_bytes),
        static_cast<double>(b.peak_cache_bytes)},
-      {"device memory", "", "n/a", 0}};
+      {"device memory", "device_memory_bytes",
+       b.device_memory_bytes > 0 ? Size(b.device_memory_bytes) : "n/a",
+       static_cast<double>(b.device_memory_bytes)}};
   for (const BenchmarkPoint& point : b.prompts) {
     const std::string n = std::to_string(point.prompt_tokens), key = "prompt_" + n + "_";
     figures.push_back(LatencyFigure("prompt of " + n + ": first token p50 / p95 / p99",
@@ -150,7 +152,8 @@ ordered_json Json(const ModelBenchmark& b) {
           {"peak_memory_bytes",
            b.peak_memory_bytes > 0 ? ordered_json(b.peak_memory_bytes) : ordered_json()},
           {"peak_cache_bytes", b.peak_cache_bytes},
-          {"device_memory_bytes", nullptr},
+          {"device_memory_bytes",
+           b.device_memory_bytes > 0 ? ordered_json(b.device_memory_bytes) : ordered_json()},
           {"prompts", Json(b.prompts)},
           {"batches", Json(b.batches)},
           {"sequences", Json(b.sequences)},
@@ -195,6 +198,7 @@ std::vector<int64_t> ParseList(const std::string& name, const std::string& text)
 }
 
 int Run(BenchModelCommand options) {
+  if (const Status ready = PrepareDevice(options.run); !ready.ok()) return FailAtWork(ready);
   ModelBenchmarkOptions& benchmark = options.benchmark;
   ThreadPool pool(options.common.threads);
   ThreadPool other(pool.threads() > 1 ? 1 : 2);
@@ -260,6 +264,7 @@ void AddBench(CLI::App& app, Action& action) {
   command->add_option("--warmups", b.warmups, "Runs before them; default 1")
       ->check(CLI::Range(0, 1000));
   AddRunOptions(*command, options->run);
+  AddDeviceOption(*command, options->run);
   AddCommonOptions(*command, options->common);
   command->callback([options, &action] { action = [options] { return Run(*options); }; });
 }

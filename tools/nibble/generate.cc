@@ -51,11 +51,11 @@ void PrintSummary(const Generation& g, bool drafted) {
 }
 
 int Generate(GenerateCommand options) {
-  const Result<Model> model = Model::Load(options.model);
+  const Result<Model> model = LoadModel(options.model, options.run);
   if (!model.ok()) return FailAtWork(model.status());
   std::optional<Model> draft;
   if (!options.draft.empty()) {
-    Result<Model> loaded = Model::Load(options.draft);
+    Result<Model> loaded = LoadModel(options.draft, options.run);
     if (!loaded.ok()) return FailAtWork(loaded.status());
     draft = *std::move(loaded);
     options.generate.draft = &*draft;
@@ -134,6 +134,7 @@ void AddGenerate(CLI::App& app, Action& action) {
   command->add_option("--draft-tokens", g.draft_tokens, "Tokens it proposes at once; default 4")
       ->check(CLI::Range(int64_t{1}, int64_t{64}));
   AddRunOptions(*command, options->run);
+  AddDeviceOption(*command, options->run);
   AddCommonOptions(*command, options->common);
   command->callback([options, &action] { action = [options] { return Generate(*options); }; });
 }

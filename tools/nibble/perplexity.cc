@@ -60,11 +60,11 @@ void PrintText(const PerplexityResult& r) {
 }
 
 int Run(PerplexityCommand options) {
-  const Result<Model> model = Model::Load(options.model);
+  const Result<Model> model = LoadModel(options.model, options.run);
   if (!model.ok()) return FailAtWork(model.status());
   std::optional<Model> reference;
   if (!options.reference.empty()) {
-    Result<Model> loaded = Model::Load(options.reference);
+    Result<Model> loaded = LoadModel(options.reference, options.run);
     if (!loaded.ok()) return FailAtWork(loaded.status());
     reference = *std::move(loaded);
     options.perplexity.reference = &*reference;
@@ -135,6 +135,7 @@ void AddPerplexity(CLI::App& app, Action& action) {
   command->add_option("--windows", p.max_windows, "Stop after so many windows")
       ->check(CLI::PositiveNumber);
   AddRunOptions(*command, options->run);
+  AddDeviceOption(*command, options->run);
   AddCommonOptions(*command, options->common);
   command->callback([options, &action] { action = [options] { return Run(*options); }; });
 }

@@ -6,6 +6,10 @@
 #include <iterator>
 #include <map>
 
+#if NIBBLE_HAS_CUDA
+#include "nibble/cuda.h"
+#endif
+
 namespace nibble::tools {
 
 namespace {
@@ -48,6 +52,33 @@ void AddCacheOptions(CLI::App& command, KvCacheOptions& options) {
       ->transform(CLI::CheckedTransformer(caches, CLI::ignore_case).description(""));
   command.add_option("--cache-values", options.values, "Type of cached values, likewise")
       ->transform(CLI::CheckedTransformer(caches, CLI::ignore_case).description(""));
+}
+
+void AddDeviceOption(CLI::App& command, RunOptions& options) {
+  static const std::map<std::string, Device> devices = {{"cpu", Device::kCpu},
+                                                        {"cuda", Device::kCuda}};
+  command
+      .add_option("--device", options.cache.device,
+                  "Where the model runs: cpu (default), or cuda, the current GPU")
+      ->transform(CLI::CheckedTransformer(devices, CLI::ignore_case).description(""));
+}
+
+Status PrepareDevice(const RunOptions& options) {
+  if (options.cache.device == Device::kCpu) return OkStatus();
+#if NIBBLE_HAS_CUDA
+  return cuda::Initialize().WithContext("--device cuda");
+#else
+  return Unsupported("--device cuda: this nibble was built without CUDA (NIBBLE_CUDA)");
+#endif
+}
+
+Result<Model> LoadModel(const std::string& path, const RunOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(PrepareDevice(options));
+  NIBBLE_ASSIGN_OR_RETURN(Model model, Model::Load(path));
+  if (options.cache.device == Device::kCpu) return model;
+  Result<Model> there = model.OnDevice(options.cache.device, options.precision);
+  if (!there.ok()) return std::move(there).status().WithContext(path);
+  return there;
 }
 
 const char* PrecisionName(Precision precision) {

@@ -18,6 +18,13 @@ void AddRunOptions(CLI::App& command, RunOptions& options);
 // Of the above, those of the cache alone.
 void AddCacheOptions(CLI::App& command, KvCacheOptions& options);
 
+// --device: where models run, RunOptions::cache.device.
+void AddDeviceOption(CLI::App& command, RunOptions& options);
+// Makes that device ready; an error that says what it lacks.
+Status PrepareDevice(const RunOptions& options);
+// A model whose weights lie on that device, which is made ready.
+Result<Model> LoadModel(const std::string& path, const RunOptions& options);
+
 // --precision of commands that run kernels alone: W8A8 too.
 void AddKernelPrecision(CLI::App& command, Precision& precision);
 
