@@ -1,5 +1,8 @@
 #include <array>
+#include <cstdint>
 #include <cstring>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -43,12 +46,43 @@ Result<QuantizedTensor> CopyPlanes(const QuantizedTensor& tensor, Stream stream,
   return QuantizedTensor::Create(tensor.scheme(), tensor.rows(), tensor.cols(), std::move(planes));
 }
 
+// What a pool keeps for the next call when a stream is waited for: the workspaces of a product.
+constexpr uint64_t kKeptBytes = uint64_t{512} << 20;
+constexpr int kMostDevices = 64;
+
+// nibble's own pool of the current device, so that the program's is as the program wants it; null
+// where there can be none, and the program's serves.
+cudaMemPool_t CurrentPool() {
+  static std::mutex mutex;
+  static std::array<std::optional<cudaMemPool_t>, kMostDevices> pools;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kMostDevices) return nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::optional<cudaMemPool_t>& pool = pools[static_cast<size_t>(device)];
+  if (!pool) {
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = device;
+    cudaMemPool_t made = nullptr;
+    uint64_t kept = kKeptBytes;
+    if (cudaMemPoolCreate(&made, &properties) != cudaSuccess) {
+      (void)cudaGetLastError();
+      made = nullptr;
+    } else {
+      (void)cudaMemPoolSetAttribute(made, cudaMemPoolAttrReleaseThreshold, &kept);
+    }
+    pool = made;
+  }
+  return *pool;
+}
+
 }  // namespace
 
 Status Initialize() {
   int count = 0;
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDeviceCount(&count));
-  if (count == 0) return NotFound("no CUDA device");
+  NIBBLE_RETURN_IF_ERROR(ToStatus(cudaGetDeviceCount(&count), "looking for a GPU"));
+  if (count == 0) return NotFound("looking for a GPU: there is none");
   RegisterOperations();
   return OkStatus();
 }
@@ -64,7 +98,11 @@ Result<std::string> DeviceName() {
 Result<Buffer> Allocate(size_t bytes, Stream stream) {
   void* memory = nullptr;
   if (bytes > 0) {
-    Status status = ToStatus(cudaMallocAsync(&memory, bytes, StreamOf(stream)), "allocate");
+    const cudaMemPool_t pool = CurrentPool();
+    Status status =
+        ToStatus(pool == nullptr ? cudaMallocAsync(&memory, bytes, StreamOf(stream))
+                                 : cudaMallocFromPoolAsync(&memory, bytes, pool, StreamOf(stream)),
+                 "allocate");
     if (!status.ok()) {
       (void)cudaGetLastError();  // a refused allocation does not stain later calls
       return std::move(status).WithContext(std::to_string(bytes) + " bytes of device memory");

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/dense_plan.h"
 #include "nibble/cuda.h"
 #include "nibble/matmul.h"
 #include "nibble/quantize.h"
@@ -99,6 +100,7 @@ class Benchmark {
     CheckCuda(cudaGetDeviceProperties(&properties, device));
     CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     parallel_.stream = stream;
+    quantize_.parallel = pool_.parallel_for();
     rotate_bytes_ = 2 * static_cast<size_t>(properties.l2CacheSize);
     std::printf("# %s\n\n%d multiprocessors, %d MiB of second-level cache; medians of %d.\n\n",
                 properties.name, properties.multiProcessorCount, properties.l2CacheSize >> 20,
@@ -113,6 +115,8 @@ class Benchmark {
     Buffer workspace = Must(cuda::Allocate(kBlasWorkspace));
     CheckBlas(cublasSetWorkspace(blas_, workspace.data(), kBlasWorkspace));
     Products(tensors_, values, kRows, kCols);
+    Dispatch(values);
+    Groups(values);
     tensors_.clear();
     const TensorView other = ViewOf(values.data(), 4096, 11008);
     Products(Tensors(other, {}, kFewSchemes), values, 4096, 11008);
@@ -158,15 +162,12 @@ class Benchmark {
   using NamedTensors = std::vector<std::pair<std::string, QuantizedTensor>>;
   NamedTensors Tensors(const TensorView& host, std::span<const Format> formats,
                        std::span<const char* const> schemes) {
-    ThreadPool pool;
-    QuantizeOptions options;
-    options.parallel = pool.parallel_for();
     NamedTensors tensors;
     for (Format format : formats) {
-      tensors.emplace_back(GetFormatInfo(format).name, Must(Quantize(host, format, options)));
+      tensors.emplace_back(GetFormatInfo(format).name, Must(Quantize(host, format, quantize_)));
     }
     for (const char* name : schemes) {
-      tensors.emplace_back(name, Must(Quantize(host, Must(ParseScheme(name)), options)));
+      tensors.emplace_back(name, Must(Quantize(host, Must(ParseScheme(name)), quantize_)));
     }
     return tensors;
   }
@@ -244,10 +245,7 @@ class Benchmark {
     std::printf("---|\n");
 
     constexpr int64_t kMostM = kMs[std::size(kMs) - 1];
-    std::vector<F16> halves(static_cast<size_t>(kMostM * cols));
-    for (size_t i = 0; i < halves.size(); ++i) halves[i] = ToF16(values[i]);
-    const Tensor activations = Must(
-        cuda::ToDevice(TensorView{halves.data(), DType::kF16, kMostM, cols, cols, Device::kCpu}));
+    const Tensor activations = Activations(values, kMostM, cols);
     Tensor out = Must(cuda::AllocateTensor(DType::kF32, kMostM, rows));
     std::vector<double> dense_seconds;
     {
@@ -294,9 +292,103 @@ class Benchmark {
     }
   }
 
+  // What the thresholds of cuda/dense_plan.cc are to be set by: the kernel of many tokens and
+  // dequantizing for cuBLAS, whichever would be chosen.
+  void Dispatch(const std::vector<float>& values) {
+    constexpr int64_t kMs[] = {256, 512, 1024, 2048, 4096};
+    std::printf("\n| 8192 x 8192, us: kernel / dequantized, M |");
+    for (int64_t m : kMs) std::printf(" %lld |", static_cast<long long>(m));
+    std::printf("\n|---|---|---|---|---|---|\n");
+    const Tensor activations = Activations(values, kMs[std::size(kMs) - 1], kCols);
+    Tensor out = Must(cuda::AllocateTensor(DType::kF32, kMs[std::size(kMs) - 1], kRows));
+    for (const auto& [name, tensor] : tensors_) {
+      const PackedWeights packed = Must(Pack(Must(cuda::ToDevice(tensor))));
+      CheckCuda(cudaDeviceSynchronize());
+      std::printf("| %s |", name.c_str());
+      for (int64_t m : kMs) {
+        double seconds[2];
+        for (const bool dense : {false, true}) {
+          const cuda::DenseFrom from(dense ? 1 : INT64_MAX);
+          TensorView a = activations.view();
+          MutableTensorView o = out.mutable_view();
+          a.rows = o.rows = m;
+          MatmulOptions options;
+          options.parallel = parallel_;
+          seconds[dense] = Median([&](size_t) { Check(Matmul(a, packed, o, options)); }, 4);
+        }
+        std::printf(" %.0f / %.0f |", seconds[0] * 1e6, seconds[1] * 1e6);
+      }
+      std::printf("\n");
+      std::fflush(stdout);
+    }
+  }
+
+  // Query, key and value in one call, beside three.
+  void Groups(const std::vector<float>& values) {
+    constexpr int64_t kMs[] = {1, 16, 64, 256}, kHeads[] = {8192, 1024, 1024};
+    std::printf("\n| query, key, value, 8192 columns, us: three calls / one, M |");
+    for (int64_t m : kMs) std::printf(" %lld |", static_cast<long long>(m));
+    std::printf("\n|---|---|---|---|---|\n");
+    const Tensor activations = Activations(values, 256, kCols);
+    for (Format format : {Format::kQ4_0, Format::kQ4_K}) {
+      // As many triples as the cache does not hold.
+      std::vector<PackedWeights> packed;
+      std::vector<Tensor> outs;
+      for (int64_t rows : kHeads) {
+        outs.push_back(Must(cuda::AllocateTensor(DType::kF32, 256, rows)));
+      }
+      size_t bytes = 0;
+      do {
+        for (int64_t rows : kHeads) {
+          const QuantizedTensor tensor =
+              Must(Quantize(ViewOf(values.data(), rows, kCols), format, quantize_));
+          bytes += tensor.bytes();
+          packed.push_back(Must(Pack(Must(cuda::ToDevice(tensor)))));
+        }
+      } while (bytes < rotate_bytes_);
+      CheckCuda(cudaDeviceSynchronize());
+      const size_t triples = packed.size() / 3;
+      std::printf("| %s |", GetFormatInfo(format).name);
+      for (int64_t m : kMs) {
+        TensorView a = activations.view();
+        a.rows = m;
+        MatmulOptions options;
+        options.parallel = parallel_;
+        const auto members = [&](size_t i) {
+          std::vector<MatmulMember> three;
+          for (size_t j = 0; j < 3; ++j) {
+            MutableTensorView out = outs[j].mutable_view();
+            out.rows = m;
+            three.push_back({&packed[i % triples * 3 + j], out, {}, {}});
+          }
+          return three;
+        };
+        const double apart = Median([&](size_t i) {
+          for (const MatmulMember& member : members(i)) {
+            Check(MatmulGroup(a, {&member, 1}, options));
+          }
+        });
+        const double together =
+            Median([&](size_t i) { Check(MatmulGroup(a, members(i), options)); });
+        std::printf(" %.1f / %.1f |", apart * 1e6, together * 1e6);
+      }
+      std::printf("\n");
+    }
+  }
+
+  // f16 [rows, cols]
+  Tensor Activations(const std::vector<float>& values, int64_t rows, int64_t cols) const {
+    std::vector<F16> halves(static_cast<size_t>(rows * cols));
+    for (size_t i = 0; i < halves.size(); ++i) halves[i] = ToF16(values[i]);
+    return Must(
+        cuda::ToDevice(TensorView{halves.data(), DType::kF16, rows, cols, cols, Device::kCpu}));
+  }
+
   size_t rotate_bytes_ = 0;
   double bandwidth_ = 0;  // bytes a second
   ParallelFor parallel_;
+  ThreadPool pool_;
+  QuantizeOptions quantize_;  // on the CPU
   cublasHandle_t blas_ = nullptr;
   NamedTensors tensors_;
 };

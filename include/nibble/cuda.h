@@ -4,6 +4,12 @@
 // Device::kCuda and queue their work on `ParallelFor::stream`; the bias of a product lies on the
 // device too. Quantize to a scheme, and to a format with NonFinite::kError, waits for that stream,
 // to report weights that cannot be quantized; so does what says so below. Nothing else waits.
+//
+// Products of so many activation rows that dequantizing the weights first is faster use cuBLAS, if
+// the dynamic linker finds the toolkit's version of it. It is made ready by the first such product
+// that is not being captured into a graph; until then captured ones do without.
+//
+// Models run on the device too (nibble/model.h: Model::OnDevice, KvCacheOptions::device).
 #ifndef NIBBLE_CUDA_H_
 #define NIBBLE_CUDA_H_
 
@@ -28,9 +34,10 @@ Status Initialize();
 // "NVIDIA H100 80GB HBM3", of the current device.
 Result<std::string> DeviceName();
 
-// Device memory, not zeroed, to be used by work queued on `stream` after this, and given back in
-// the order of that stream when the last copy of the Buffer goes: the stream must outlive it, and
-// other streams that use the memory must be ordered with it by the caller.
+// Device memory from a pool of nibble's own, not zeroed, to be used by work queued on `stream`
+// after this, and given back in the order of that stream when the last copy of the Buffer goes: the
+// stream must outlive it, and other streams that use the memory must be ordered with it by the
+// caller.
 Result<Buffer> Allocate(size_t bytes, Stream stream = nullptr);
 Result<Tensor> AllocateTensor(DType dtype, int64_t rows, int64_t cols, Stream stream = nullptr);
 
