@@ -15,6 +15,7 @@
 #include "cuda/dense_plan.h"
 #include "nibble/cuda.h"
 #include "nibble/matmul.h"
+#include "nibble/model_benchmark.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -393,10 +394,36 @@ class Benchmark {
   NamedTensors tensors_;
 };
 
+// A whole model: the reference model, which is small, so that the time of a step is what launches
+// cost; each line is a graph replayed, but for prompts.
+void TimeModel() {
+  ModelBenchmarkOptions options;
+  options.prompts = {32, 128};
+  options.batches = {64};
+  options.sequences = {8};
+  options.cache.device = Device::kCuda;
+  const std::string path = "examples/reference-model";
+  const auto timed = Must(BenchmarkModels({&path, 1}, options));
+  std::printf("\n| %s | tokens/s of the prompt | decoded | ms a step |\n|---|---|---|---|\n",
+              path.c_str());
+  for (const auto* points : {&timed[0].prompts, &timed[0].batches, &timed[0].sequences}) {
+    for (const BenchmarkPoint& point : *points) {
+      std::printf("| %lld x %lld tokens | %.0f | %.0f | %.3f |\n",
+                  static_cast<long long>(point.sequences),
+                  static_cast<long long>(point.prompt_tokens), point.prefill_tokens_per_second,
+                  point.decode_tokens_per_second, point.next_token.p50 * 1e3);
+    }
+  }
+  std::printf("\nThe same tokens in every run: %s; %.1f MB on the device.\n",
+              timed[0].same_tokens_in_runs ? "yes" : "NO",
+              static_cast<double>(timed[0].device_memory_bytes) * 1e-6);
+}
+
 }  // namespace
 }  // namespace nibble
 
 int main() {
   nibble::Benchmark().Run();
+  nibble::TimeModel();
   return 0;
 }
