@@ -43,6 +43,8 @@ std::optional<PackedKind> KindOf(const Scheme& s) {
       return PackedKind::kE4M3;
     case Code::kF8E5M2:
       return PackedKind::kE5M2;
+    case Code::kAdditive:
+      return std::nullopt;
     case Code::kUniform:
       break;
   }

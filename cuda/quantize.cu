@@ -433,8 +433,9 @@ Result<QuantizedTensor> QuantizePlanar(const TensorView& weights, const Scheme& 
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(weights, "weights"));
   NIBBLE_RETURN_IF_ERROR(CheckScheme(scheme));
   const std::string name = SchemeName(scheme);
-  if (!options.importance.empty() || scheme.has_group_index || scheme.code == Code::kTable) {
-    return Unsupported(name + ": importance, group index and tables, on the device");
+  if (!options.importance.empty() || scheme.has_group_index || scheme.code == Code::kTable ||
+      scheme.code == Code::kAdditive) {
+    return Unsupported(name + ": importance, group index, tables and codebooks, on the device");
   }
   void* stream = options.parallel.stream;
   const cudaStream_t queue = StreamOf(stream);

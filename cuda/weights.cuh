@@ -141,6 +141,9 @@ Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
     return InvalidArgument("the tensor is not in device memory, as other operands are");
   }
   if (!tensor.is_block_format()) {
+    if (tensor.scheme().code == Code::kAdditive) {
+      return Unsupported(SchemeName(tensor.scheme()) + ": codebooks in device memory");
+    }
     PlanarSource source = {};
     source.planes = PlanesOnDevice(tensor);
     visitor(source);

@@ -6,7 +6,8 @@
 //     w = scale * (q - zero)      integer codes with a zero
 //     w = scale * value(q)        all others
 //
-// in float, one rounding for each operation. Random access and slow on purpose: the oracle. Kernels
+// in float, one rounding for each operation; additive codebooks sum a value of each, from the first
+// to the last. Random access and slow on purpose: the oracle. Kernels
 // decode whole rows and are compared with this.
 #ifndef NIBBLE_KERNELS_CODEC_PLANAR_H_
 #define NIBBLE_KERNELS_CODEC_PLANAR_H_
@@ -34,6 +35,11 @@ constexpr NIBBLE_HD uint32_t PlanarCode(const uint8_t* stream, int bits, int64_t
   uint32_t window = at[0];
   if (shift + bits > 8) window |= static_cast<uint32_t>(at[1]) << 8;
   return (window >> shift) & ((1u << bits) - 1);
+}
+
+// Codes of a row: one a weight, or for each vector of weights one a codebook.
+constexpr NIBBLE_HD int64_t CodesPerRow(const Scheme& s, int64_t cols) {
+  return (cols / s.vector + (cols % s.vector != 0)) * s.codebooks;
 }
 
 // The two's complement value of a `bits`-bit code.
@@ -68,8 +74,7 @@ constexpr NIBBLE_HD uint32_t Fp4CodeOfRank(int rank) {
   return kCodes[rank & 15];
 }
 
-// --- Planes of scales, zeros and tables
-// ----------------------------------------------------------------------------
+// --- Planes of scales, zeros and tables ----------------------------------------------------------
 
 // Element i of a little-endian plane of any alignment.
 constexpr NIBBLE_HD float LoadPlaneFloat(const uint8_t* plane, DType dtype, int64_t i) {
@@ -101,6 +106,13 @@ constexpr NIBBLE_HD float CodeValue(const Scheme& scheme, uint32_t code, const u
       return static_cast<float>(scheme.symmetric ? SignExtend(code, scheme.bits)
                                                  : static_cast<int>(code));
   }
+}
+
+// Element `i` of entry `code` of a codebook. `table`: the plane of Code::kAdditive.
+constexpr NIBBLE_HD float CodebookValue(const Scheme& s, int codebook, uint32_t code, int64_t i,
+                                        const uint8_t* table) {
+  const int64_t entry = (int64_t{codebook} << s.bits) + code;
+  return LoadPlaneFloat(table, s.scale_dtype, entry * s.vector + i);
 }
 
 // Double quantization: 256 scales share a maximum, and each is a code of the dynamic map.
@@ -156,6 +168,10 @@ struct PlanarPlanes {
   const uint8_t* table = nullptr;
   const uint8_t* super_scales = nullptr;
 
+  // Bytes of a row of codes.
+  constexpr NIBBLE_HD int64_t row_bytes() const {
+    return PlanarRowBytes(scheme.bits, CodesPerRow(scheme, cols));
+  }
   // Scales of the matrix.
   constexpr NIBBLE_HD int64_t scale_count() const {
     return scheme.granularity == Granularity::kTensor ? 1 : rows * groups;
@@ -183,10 +199,20 @@ struct PlanarPlanes {
 
 // Weight (row, col).
 constexpr NIBBLE_HD float DecodePlanarWeight(const PlanarPlanes& p, int64_t row, int64_t col) {
-  const uint8_t* stream = p.codes + row * PlanarRowBytes(p.scheme.bits, p.cols);
+  const Scheme& s = p.scheme;
+  const uint8_t* stream = p.codes + row * p.row_bytes();
   const int64_t at = p.ScaleAt(row, p.Group(col));
-  const float value = CodeValue(p.scheme, PlanarCode(stream, p.scheme.bits, col), p.table);
-  if (p.scheme.symmetric) return p.Scale(at) * value;
+  if (s.code == Code::kAdditive) {
+    float sum = 0;
+    for (int c = 0; c < s.codebooks; ++c) {
+      const uint32_t code = PlanarCode(stream, s.bits, col / s.vector * s.codebooks + c);
+      const float value = CodebookValue(s, c, code, col % s.vector, p.table);
+      sum = c == 0 ? value : sum + value;
+    }
+    return p.Scale(at) * sum;
+  }
+  const float value = CodeValue(s, PlanarCode(stream, s.bits, col), p.table);
+  if (s.symmetric) return p.Scale(at) * value;
   return p.Scale(at) * (value - p.Zero(at));
 }
 

@@ -41,6 +41,21 @@ std::vector<Scheme> ValidSchemes() {
       }
     }
   }
+  for (const int codebooks : {1, 2, 8}) {
+    for (const int bits : {8, 16}) {
+      for (const int vector : {8, 16, 32}) {
+        for (const DType scale : {DType::kF32, DType::kF16, DType::kBF16}) {
+          schemes.push_back({.code = Code::kAdditive,
+                             .bits = static_cast<uint8_t>(bits),
+                             .granularity = Granularity::kChannel,
+                             .scale_dtype = scale,
+                             .codebooks = static_cast<uint8_t>(codebooks),
+                             .vector = static_cast<uint8_t>(vector)});
+          EXPECT_TRUE(CheckScheme(schemes.back()).ok());
+        }
+      }
+    }
+  }
   return schemes;
 }
 
@@ -70,6 +85,14 @@ TEST(Scheme, NamesAreTheDocumentedOnes) {
        .zero_dtype = DType::kF16,
        .has_group_index = true};
   EXPECT_EQ(SchemeName(s), "int3 asym g128 zf16 act-order");
+  s = {.code = Code::kAdditive,
+       .bits = 8,
+       .granularity = Granularity::kChannel,
+       .scale_dtype = DType::kF16,
+       .codebooks = 2,
+       .vector = 8};
+  EXPECT_EQ(SchemeName(s), "2x8g8 channel f16");
+  EXPECT_EQ(*ParseScheme("F16 2x8G8"), s);
 }
 
 TEST(Scheme, ParsesAnyOrderAndCase) {
@@ -103,6 +126,21 @@ TEST(Scheme, ParseRefuses) {
                            "int4 channel act-order",
                            "nf4 double f16",
                            "table0",
+                           "2x8",
+                           "2x8g",
+                           "2x8g8g8",
+                           "x8g8",
+                           "2x8g9",
+                           "2x7g8",
+                           "0x8g8",
+                           "9x8g8",
+                           "258x8g8",
+                           "-2x8g8",
+                           "2x8g8 g64",
+                           "2x8g8 tensor",
+                           "2x8g8 asym",
+                           "2x8g8 double",
+                           "2x8g8 1x8g8",
                            "banana"}) {
     const Result<Scheme> parsed = ParseScheme(name);
     EXPECT_FALSE(parsed.ok()) << name;

@@ -103,19 +103,21 @@ class Report {
   }
   ~Report() { std::filesystem::remove(logits_); }
 
-  // The two parts of the page can be made apart.
-  void Print(bool weights, bool int8) {
+  // The parts of the page can be made apart.
+  void Print(const std::string& part) {
+    const auto asked = [&](const char* name) { return part == "all" || part == name; };
     PrintHead();
     const PerplexityResult unquantized = Must(Perplexity(model_, evaluation_, Options()));
     std::printf("\nUnquantized: perplexity %.3f.\n", unquantized.perplexity.value);
     const Subject plain = SubjectOf(source_), planted = SubjectOf(Planted());
-    if (weights) {
+    if (asked("weights")) {
       std::printf("\n## Weights alone: the model as it is\n");
       Compare(plain, {"int3 asym g128 f16", "nf4 g64 f16"}, {Format::kQ3_K});
       std::printf("\n## Weights alone: the same function with planted outliers\n");
       Compare(planted, {"int4 asym g128 f16"}, {Format::kQ4_K});
     }
-    if (int8) {
+    if (asked("few-bits")) FewBits(plain);
+    if (asked("int8")) {
       PrintInt8Head();
       Activations("The model as it is", plain);
       Activations("The same function with planted outliers", planted);
@@ -189,11 +191,16 @@ class Report {
   using Quantizer =
       std::function<QuantizedTensor(TensorView weights, const LayerInputs& calibration)>;
 
-  // A row of a table: the method's error on the layers, and the model's.
-  void Row(const char* method, const Subject& subject, const Quantizer& quantize) const {
+  // A method's error on the layers, the bits that it takes, and what is left of the model.
+  struct Judgement {
+    double error, bits;
+    PerplexityResult model;
+  };
+
+  Judgement Judge(const char* method, const Subject& subject, const Quantizer& quantize) const {
     std::fprintf(stderr, "  %s\n", method);
     Matrices matrices;
-    double error = 0;
+    double error = 0, bytes = 0, weights = 0;
     const std::vector<std::string> names = MatrixNames(subject.model);
     for (const std::string& name : names) {
       const QuantizedTensor matrix = Must(subject.model.Matrix(name));
@@ -201,6 +208,8 @@ class Report {
       std::vector<float> w = Decoded(matrix, parallel_);
       const QuantizedTensor quantized = quantize(ViewOf(std::as_const(w).data(), rows, cols),
                                                  subject.calibration.at(InputsOf(name)));
+      bytes += static_cast<double>(quantized.bytes());
+      weights += static_cast<double>(rows * cols);
       QuantizedTensor decoded = Must(QuantizedTensor::Allocate(Format::kF32, rows, cols));
       float* q = reinterpret_cast<float*>(decoded.plane(Plane::kCodes).data());
       Must(Dequantize(quantized, ViewOf(q, rows, cols), parallel_));
@@ -213,10 +222,44 @@ class Report {
     const Model changed = Must(subject.model.With(std::move(matrices)));
     PerplexityOptions options = Options();
     options.reference_logits = logits_;
-    const PerplexityResult result = Must(Perplexity(changed, evaluation_, options));
-    std::printf("| %s | %.5f | %.3f | %.5f |\n", method, error / static_cast<double>(names.size()),
-                result.perplexity.value, result.divergence.kl.value);
+    return {error / static_cast<double>(names.size()), 8 * bytes / weights,
+            Must(Perplexity(changed, evaluation_, options))};
+  }
+
+  // A row of a table.
+  void Row(const char* method, const Subject& subject, const Quantizer& quantize) const {
+    const Judgement result = Judge(method, subject, quantize);
+    std::printf("| %s | %.5f | %.3f | %.5f |\n", method, result.error,
+                result.model.perplexity.value, result.model.divergence.kl.value);
     std::fflush(stdout);
+  }
+
+  // Few bits: integers, blocks and codebooks, each to nearest and with the inputs' Hessian.
+  void FewBits(const Subject& subject) const {
+    std::printf(
+        "\n## Two bits and fewer\n\n"
+        "*Bits*: of all matrices of the layers together, scales and codebooks included; in "
+        "matrices as small as these the codebooks weigh much.\n\n"
+        "| format | method | bits | output error | perplexity | mean KL |\n"
+        "|---|---|---|---|---|---|\n");
+    const std::vector<QuantizationTarget> targets = {
+        *ParseScheme("int2 asym g64 f16"), Format::kQ2_K, *ParseScheme("2x8g8 f16"),
+        *ParseScheme("2x8g16 f16"), *ParseScheme("1x8g8 f16")};
+    for (const QuantizationTarget& target : targets) {
+      const Scheme* scheme = std::get_if<Scheme>(&target);
+      const std::string name =
+          scheme != nullptr ? SchemeName(*scheme) : GetFormatInfo(std::get<Format>(target)).name;
+      const auto row = [&](const char* method, const Quantizer& quantize) {
+        const Judgement result = Judge((name + ", " + method).c_str(), subject, quantize);
+        std::printf("| %s | %s | %.3f | %.5f | %.3f | %.5f |\n", name.c_str(), method, result.bits,
+                    result.error, result.model.perplexity.value, result.model.divergence.kl.value);
+        std::fflush(stdout);
+      };
+      row("nearest", [&](TensorView w, const LayerInputs&) { return Nearest(w, target, {}); });
+      row("GPTQ", [&](TensorView w, const LayerInputs& inputs) {
+        return Gptq(w, target, inputs.hessian, false);
+      });
+    }
   }
 
   // Sum over rows of w H w^T, by the product with H.
@@ -420,10 +463,11 @@ class Report {
 
 int main(int argc, char** argv) {
   const std::string part = argc == 3 ? argv[2] : "all";
-  if (argc < 2 || argc > 3 || (part != "all" && part != "weights" && part != "int8")) {
-    std::fprintf(stderr, "usage: %s MODEL_FOLDER [weights|int8]\n", argv[0]);
+  if (argc < 2 || argc > 3 ||
+      (part != "all" && part != "weights" && part != "few-bits" && part != "int8")) {
+    std::fprintf(stderr, "usage: %s MODEL_FOLDER [weights|few-bits|int8]\n", argv[0]);
     return 2;
   }
-  nibble::Report(argv[1]).Print(part != "int8", part != "weights");
+  nibble::Report(argv[1]).Print(part);
   return 0;
 }

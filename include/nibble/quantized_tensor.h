@@ -18,11 +18,14 @@ namespace nibble {
 
 // The planes of a QuantizedTensor. A block format has kCodes alone: its blocks, row by row.
 enum class Plane : uint8_t {
-  kCodes,        // each row a stream of `bits`-bit codes, lowest bits first, padded to whole bytes
+  // Each row a stream of `bits`-bit codes, lowest bits first, padded to whole bytes: of each
+  // weight,
+  // or of each `vector` of weights one for each codebook.
+  kCodes,
   kScales,       // [rows, groups] of scale_dtype ([1, 1] per tensor); u8 codes with double_quant
   kZeros,        // asymmetric: [rows, groups] of zero_dtype
   kGroupIndex,   // has_group_index: i32[cols]
-  kTable,        // kTable: f32[2^bits]
+  kTable,        // kTable: f32[2^bits]; kAdditive: [codebooks, 2^bits, vector] of scale_dtype
   kSuperScales,  // double_quant: f32[ceil(rows * groups / 256)] block maxima, then the mean (f32)
 };
 inline constexpr int kPlaneCount = 6;

@@ -1,5 +1,6 @@
 // Planar schemes: codes, scales and zeros in planes of their own. One description covers absmax,
-// zero-point, per-tensor, per-channel, group-wise, NF4, FP4, FP8, GPTQ, AWQ, HQQ and int8 layouts.
+// zero-point, per-tensor, per-channel, group-wise, NF4, FP4, FP8, GPTQ, AWQ, HQQ and int8 layouts,
+// and additive codebooks.
 #ifndef NIBBLE_SCHEME_H_
 #define NIBBLE_SCHEME_H_
 
@@ -20,6 +21,9 @@ enum class Code : uint8_t {
   kF8E4M3,
   kF8E5M2,
   kTable,  // a caller's table of 2^bits floats
+  // `vector` weights at once: the sum of an entry from each of `codebooks` learned tables of 2^bits
+  // vectors (AQLM, arXiv 2401.06118)
+  kAdditive,
 };
 
 enum class Granularity : uint8_t {
@@ -30,7 +34,7 @@ enum class Granularity : uint8_t {
 
 struct Scheme {
   Code code = Code::kUniform;
-  uint8_t bits = 4;  // 1 to 8; 4 for nf4 and fp4, 8 for fp8
+  uint8_t bits = 4;  // 1 to 8; 4 for nf4 and fp4, 8 for fp8; 8 or 16 for additive codebooks
   // Uniform codes: true: two's complement q in [-(2^(b-1) - 1), 2^(b-1) - 1], w = scale * q.
   // false: q in [0, 2^b - 1], w = scale * (q - zero).
   bool symmetric = true;
@@ -43,6 +47,9 @@ struct Scheme {
   bool double_quant = false;
   // Each column has an index of its group (GPTQ's act-order): an i32 plane of `cols` entries.
   bool has_group_index = false;
+  // Of kAdditive, whose scales are by channel; 1 for all others, a code of which is one weight's.
+  uint8_t codebooks = 1;  // 1 to 8
+  uint8_t vector = 1;     // 8, 16 or 32; the last vector of a row may be short
 
   friend bool operator==(const Scheme&, const Scheme&) = default;
 };
@@ -50,16 +57,18 @@ struct Scheme {
 // Refuses contradictions: bits that the code cannot have, a group of no weights, ...
 Status CheckScheme(const Scheme& scheme);
 
-// "int4 sym g64 f16", "nf4 g64 double", "int8 asym channel", "f8_e4m3 tensor"
+// "int4 sym g64 f16", "nf4 g64 double", "int8 asym channel", "f8_e4m3 tensor"; additive codebooks
+// as AQLM writes them, codebooks x bits g vector: "2x8g8 channel f16"
 std::string SchemeName(const Scheme& scheme);
 
-// The inverse of SchemeName; also accepts the words in any order and letter case.
+// The inverse of SchemeName; also accepts the words in any order and letter case, and additive
+// codebooks without "channel".
 Result<Scheme> ParseScheme(std::string_view name);
 
 // Groups in a row of `cols` weights: 1 for kTensor and kChannel.
 int64_t GroupsPerRow(const Scheme& scheme, int64_t cols);
 
-// Bits per weight of a rows x cols matrix, scales and zeros included.
+// Bits per weight of a rows x cols matrix, scales, zeros and tables included.
 double SchemeBitsPerWeight(const Scheme& scheme, int64_t rows, int64_t cols);
 
 }  // namespace nibble

@@ -6,9 +6,11 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/additive.h"
 #include "kernels/dequantize.h"
 #include "kernels/gemm_bf16.h"
 #include "kernels/gemm_int8.h"
+#include "kernels/gemv_additive.h"
 #include "kernels/gemv_blocks.h"
 #include "kernels/gemv_float.h"
 #include "kernels/gemv_int8.h"
@@ -150,6 +152,7 @@ enum class Kernel : uint8_t {
   kInt8ManyBlocks,
   kInt8Planes,
   kInt8PerRow,
+  kInt8Tables,  // additive codebooks, few
   kNumbers,
   kBf16Tiles,  // anything that decodes
   kF32,
@@ -169,6 +172,8 @@ MatmulPlan PlanOf(Kernel kernel) {
       return {"int8 dots with planes", Precision::kInt8};
     case Kernel::kInt8PerRow:
       return {"int8 x int8", Precision::kInt8PerRow};
+    case Kernel::kInt8Tables:
+      return {"int8 tables of codebooks", Precision::kInt8};
     case Kernel::kNumbers:
       return {"f32 dots with numbers", Precision::kF32};
     case Kernel::kBf16Tiles:
@@ -208,6 +213,10 @@ Kernel KernelOfTiles(int64_t m_rows, Precision precision) {
 }
 
 Kernel KernelOfPlanes(const PlanarPlanes& planes, int64_t m_rows, Precision precision) {
+  if (planes.scheme.code == Code::kAdditive) {
+    const bool tables = m_rows < kFewestTileRows && planes.scheme.bits == 8;
+    return tables && IsRounded(precision) ? Kernel::kInt8Tables : KernelOfRows(m_rows, precision);
+  }
   if (precision == Precision::kInt8PerRow && TakesW8A8(planes)) return Kernel::kInt8PerRow;
   const bool few = m_rows < kFewestTileRows || AmxGemmBf16() == nullptr;
   const bool dots = IsRounded(precision) && few && PlanarInt8::Takes(planes);
@@ -225,6 +234,8 @@ class Group {
   Group(const MatmulOptions& options, size_t members) : options_(options) {
     planar_.reserve(members);  // products point into these
     planar_int8_.reserve(members);
+    additive_.reserve(members);
+    additive_tables_.reserve(members);
   }
 
   Status Add(const Operands& operands, const QuantizedTensor& weights) {
@@ -238,6 +249,8 @@ class Group {
     }
     if (weights.is_block_format()) {
       AddBlocks(kernel, operands, weights.format(), weights.plane(Plane::kCodes).data());
+    } else if (weights.scheme().code == Code::kAdditive) {
+      return AddCodebooks(kernel, operands, PlanesOf(weights));
     } else {
       AddPlanes(kernel, operands, PlanesOf(weights));
     }
@@ -271,6 +284,7 @@ class Group {
     if (!tiles_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8(tiles_, parallel));
     if (!blocks_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Blocks(blocks_, parallel));
     if (!planes_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulInt8Planar(planes_, parallel));
+    if (!tables_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulAdditive(tables_, parallel));
     if (!numbers_.empty()) NIBBLE_RETURN_IF_ERROR(MatmulFloatRows(numbers_, parallel));
     if (!many_tiles_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_tiles_, parallel));
     if (!many_blocks_.empty()) NIBBLE_RETURN_IF_ERROR(GemmInt8(many_blocks_, parallel));
@@ -311,6 +325,21 @@ class Group {
     }
   }
 
+  Status AddCodebooks(Kernel kernel, const Operands& operands, const PlanarPlanes& planes) {
+    NIBBLE_ASSIGN_OR_RETURN(AdditiveRows rows, AdditiveRows::Make(planes));
+    additive_.push_back(std::move(rows));
+    const AdditiveRows& weights = additive_.back();
+    // A table cannot tell a code of what is not finite from the others.
+    if (kernel != Kernel::kInt8Tables || !weights.AllFinite()) {
+      AddRows(kernel, operands, weights.rows());
+      return OkStatus();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(AdditiveTables tables, AdditiveTables::Make(weights));
+    additive_tables_.push_back(std::move(tables));
+    tables_.push_back({RowsOf(operands), &additive_tables_.back(), OutputOf(operands)});
+    return OkStatus();
+  }
+
   void AddRows(Kernel kernel, const Operands& operands, const WeightRows& weights) {
     auto& tiles = weights.column_pairs ? bf16_pairs_ : bf16_;
     auto& products = kernel == Kernel::kBf16Tiles ? tiles : f32_;
@@ -335,10 +364,13 @@ class Group {
   const MatmulOptions& options_;
   std::vector<PlanarRows> planar_;
   std::vector<PlanarInt8> planar_int8_;
+  std::vector<AdditiveRows> additive_;
+  std::vector<AdditiveTables> additive_tables_;
   std::vector<Product<PackedTiles>> tiles_, many_tiles_;
   std::vector<Product<BlockWeights>> blocks_, many_blocks_, numbers_;
   std::vector<Product<const PlanarInt8*>> planes_;
   std::vector<Product<W8A8Weights>> per_row_;
+  std::vector<Product<const AdditiveTables*>> tables_;
   std::vector<Product<WeightRows>> bf16_, bf16_pairs_, f32_;
 };
 

@@ -12,6 +12,7 @@
 #include "kernels/gemm_f32.h"
 #include "kernels/planar.h"
 #include "kernels/planar_fit.h"
+#include "lib/quantize/additive.h"
 #include "lib/quantize/hessian.h"
 #include "lib/quantize/planar.h"
 #include "lib/quantize/planar_scales.h"
@@ -297,6 +298,9 @@ Result<QuantizedTensor> QuantizeGptq(TensorView weights, const Scheme& scheme,
   if (hessian.cols() != weights.cols) {
     return InvalidArgument("a Hessian of " + std::to_string(hessian.cols()) +
                            " columns for weights of " + std::to_string(weights.cols));
+  }
+  if (scheme.code == Code::kAdditive) {
+    return QuantizeAdditive(weights, scheme, hessian, options, report);
   }
   GptqReport said;
   NIBBLE_ASSIGN_OR_RETURN(const RowMatrix mean, MeanHessian(hessian));

@@ -2,6 +2,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/additive.h"
 #include "kernels/convert.h"
 #include "kernels/planar.h"
 #include "lib/quantize/checks.h"
@@ -22,6 +23,23 @@ float ScaleOf(const PlanarPlanes& p, float mean, int64_t at) {
   if (!p.scheme.double_quant) return p.Scale(at);
   const int64_t block = at / kScalesPerSuperBlock;
   return kDynamicMap[p.scales[at]] * LoadPlaneFloat(p.super_scales, DType::kF32, block) + mean;
+}
+
+Status DequantizeAdditive(const PlanarPlanes& planes, const MutableTensorView& out,
+                          const ParallelFor& parallel) {
+  NIBBLE_ASSIGN_OR_RETURN(const AdditiveRows decoded, AdditiveRows::Make(planes));
+  const WeightRows rows = decoded.rows();
+  parallel(planes.rows, [&](int64_t row, int) {
+    float weights[kBlockCols];
+    for (int64_t first = 0; first < planes.cols; first += kBlockCols) {
+      const int64_t count = std::min(kBlockCols, planes.cols - first);
+      rows.decode(rows, row, first, count, weights);
+      ConvertFromFloat(out.dtype, weights, count,
+                       static_cast<std::byte*>(out.Row(row)) +
+                           static_cast<size_t>(first) * DTypeBytes(out.dtype));
+    }
+  });
+  return OkStatus();
 }
 
 }  // namespace
@@ -76,6 +94,7 @@ Status DequantizePlanar(const QuantizedTensor& tensor, const MutableTensorView& 
   }
   const PlanarPlanes p = PlanesOf(tensor);
   const Scheme& scheme = p.scheme;
+  if (scheme.code == Code::kAdditive) return DequantizeAdditive(p, out, parallel);
   const bool indexed = scheme.has_group_index;
   const PlanarSpans spans(scheme, p.cols, false);
   const PlanarCodebook book = MakePlanarCodebook(scheme, p.table);

@@ -1,14 +1,14 @@
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <span>
 #include <string>
 #include <utility>
 
-#include "kernels/convert.h"
 #include "kernels/planar.h"
+#include "lib/quantize/additive.h"
 #include "lib/quantize/checks.h"
+#include "lib/quantize/finite_rows.h"
 #include "lib/quantize/hqq.h"
 #include "lib/quantize/planar_scales.h"
 #include "lib/quantize/planar_spans.h"
@@ -52,26 +52,12 @@ Status CheckScaleChoice(const Scheme& scheme, const QuantizeOptions& options) {
   return OkStatus();
 }
 
-// The least of the places reported by any thread: the same for any order of the work.
-class FirstPlace {
- public:
-  void Report(int64_t place) {
-    int64_t known = place_.load();
-    while (place < known && !place_.compare_exchange_weak(known, place)) {
-    }
-  }
-  bool any() const { return place() != INT64_MAX; }
-  int64_t place() const { return place_.load(); }
-
- private:
-  std::atomic<int64_t> place_{INT64_MAX};
-};
-
 // One matrix being quantized.
 class PlanarQuantizer {
  public:
   PlanarQuantizer(const TensorView& weights, const QuantizeOptions& options, QuantizedTensor* out)
       : weights_(weights),
+        finite_(weights, options.non_finite),
         options_(options),
         scheme_(out->scheme()),
         indexed_(scheme_.has_group_index),
@@ -133,22 +119,8 @@ class PlanarQuantizer {
                          indexed_);
   }
 
-  // Columns [first, first + count) of a row as finite floats; false where they cannot be had.
   bool Load(int64_t row, int64_t first, int64_t count, float* x) {
-    const std::byte* from = static_cast<const std::byte*>(weights_.Row(row)) +
-                            static_cast<size_t>(first) * DTypeBytes(weights_.dtype);
-    ConvertToFloat(weights_.dtype, from, count, x);
-    if (AllFinite(x, count)) return true;
-    const float limit = LargestFinite(weights_.dtype);
-    for (int64_t i = 0; i < count; ++i) {
-      if (std::isfinite(x[i])) continue;
-      if (options_.non_finite == NonFinite::kError) {
-        bad_weight_.Report(row * weights_.cols + first + i);
-        return false;
-      }
-      x[i] = std::isnan(x[i]) ? 0.0f : std::clamp(x[i], -limit, limit);
-    }
-    return true;
+    return finite_.Load(row, first, count, x);
   }
 
   // The scale and zero of a group; false where the scale's type cannot hold it.
@@ -318,17 +290,7 @@ class PlanarQuantizer {
 
   // What stands in the way of a result.
   Status Found() const {
-    if (bad_weight_.any()) {
-      const int64_t row = bad_weight_.place() / weights_.cols;
-      const int64_t col = bad_weight_.place() % weights_.cols;
-      float x = 0;
-      ConvertToFloat(weights_.dtype,
-                     static_cast<const std::byte*>(weights_.Row(row)) +
-                         static_cast<size_t>(col) * DTypeBytes(weights_.dtype),
-                     1, &x);
-      return InvalidArgument(std::string(std::isnan(x) ? "NaN" : "infinity") + " at row " +
-                             std::to_string(row) + ", column " + std::to_string(col));
-    }
+    NIBBLE_RETURN_IF_ERROR(finite_.Found());
     if (bad_scale_.any()) {
       const bool tensor = scheme_.granularity == Granularity::kTensor;
       const int64_t row = bad_scale_.place() / spans_.groups_per_row;
@@ -343,6 +305,7 @@ class PlanarQuantizer {
   }
 
   const TensorView weights_;
+  FiniteRows finite_;
   const QuantizeOptions& options_;
   const Scheme scheme_;
   const bool indexed_;
@@ -358,8 +321,7 @@ class PlanarQuantizer {
   GroupOrder order_;
   size_t scratch_bytes_ = 0;
   Buffer scratch_;
-  FirstPlace bad_weight_;  // row * cols + column
-  FirstPlace bad_scale_;   // row * groups + group
+  FirstPlace bad_scale_;  // row * groups + group
 };
 
 }  // namespace
@@ -379,6 +341,7 @@ Result<QuantizedTensor> Quantize(TensorView weights, const Scheme& scheme,
   NIBBLE_RETURN_IF_ERROR(CheckImportance(options.importance, weights.cols));
   NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(scheme, options.group_index, weights.cols));
   NIBBLE_RETURN_IF_ERROR(CheckScaleChoice(scheme, options));
+  if (scheme.code == Code::kAdditive) return QuantizeAdditive(weights, scheme, options);
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor tensor,
                           QuantizedTensor::Allocate(scheme, weights.rows, weights.cols));
   if (!table.empty()) {

@@ -1,5 +1,6 @@
 #include "nibble/scheme.h"
 
+#include <array>
 #include <charconv>
 #include <cctype>
 #include <string>
@@ -25,6 +26,9 @@ std::string CodeWord(const Scheme& scheme) {
       return "f8_e5m2";
     case Code::kTable:
       return "table" + std::to_string(scheme.bits);
+    case Code::kAdditive:
+      return std::to_string(scheme.codebooks) + "x" + std::to_string(scheme.bits) + "g" +
+             std::to_string(scheme.vector);
   }
   return "unknown";
 }
@@ -35,6 +39,18 @@ bool NumberAfter(std::string_view word, std::string_view prefix, int32_t* number
   const char* end = word.data() + word.size();
   const auto [stop, error] = std::from_chars(word.data() + prefix.size(), end, *number);
   return error == std::errc() && stop == end;
+}
+
+// The three numbers of a word as "2x8g8"; false where it is none.
+bool AdditiveWord(std::string_view word, std::array<uint8_t, 3>* numbers) {
+  const char *at = word.data(), *const end = word.data() + word.size();
+  for (size_t i = 0; i < 3; ++i) {
+    if (i > 0 && (at == end || *at++ != "xg"[i - 1])) return false;
+    const auto [stop, error] = std::from_chars(at, end, (*numbers)[i]);
+    if (error != std::errc()) return false;
+    at = stop;
+  }
+  return at == end;
 }
 
 // What ParseScheme has been told so far: each property at most once.
@@ -53,6 +69,15 @@ bool TakeWord(std::string_view word, Words* words) {
     return bits >= 1 && bits <= 8 && once(&words->code);
   };
   int32_t number = 0;
+  std::array<uint8_t, 3> numbers;
+  if (AdditiveWord(word, &numbers)) {
+    s.code = Code::kAdditive;
+    s.codebooks = numbers[0];
+    s.bits = numbers[1];
+    s.vector = numbers[2];
+    if (!words->granularity) s.granularity = Granularity::kChannel;
+    return once(&words->code);
+  }
   if (word == "nf4") return code(Code::kNf4, 4);
   if (word == "fp4") return code(Code::kFp4, 4);
   if (word == "f8_e4m3") return code(Code::kF8E4M3, 8);
@@ -93,16 +118,28 @@ Status CheckScheme(const Scheme& s) {
   const auto refuse = [&](const std::string& why) {
     return InvalidArgument("scheme " + CodeWord(s) + ": " + why);
   };
-  if (s.code > Code::kTable || s.granularity > Granularity::kGroup) {
+  if (s.code > Code::kAdditive || s.granularity > Granularity::kGroup) {
     return refuse("unknown code or granularity");
   }
   const int bits = s.bits;
   const bool bits_ok = s.code == Code::kUniform ? bits >= (s.symmetric ? 2 : 1) && bits <= 8
                        : s.code == Code::kTable ? bits >= 1 && bits <= 8
                        : s.code == Code::kNf4 || s.code == Code::kFp4 ? bits == 4
+                       : s.code == Code::kAdditive                    ? bits == 8 || bits == 16
                                                                       : bits == 8;
   if (!bits_ok) return refuse("cannot have " + std::to_string(bits) + " bits");
   if (!s.symmetric && s.code != Code::kUniform) return refuse("only integer codes have zeros");
+  if (s.code == Code::kAdditive) {
+    if (s.codebooks < 1 || s.codebooks > 8) {
+      return refuse("1 to 8 codebooks, not " + std::to_string(s.codebooks));
+    }
+    if (s.vector != 8 && s.vector != 16 && s.vector != 32) {
+      return refuse("vectors of 8, 16 or 32 weights, not " + std::to_string(s.vector));
+    }
+    if (s.granularity != Granularity::kChannel) return refuse("scales are by channel");
+  } else if (s.codebooks != 1 || s.vector != 1) {
+    return refuse("a code stands for one weight");
+  }
   if (s.granularity == Granularity::kGroup && s.group_size < 1) {
     return refuse("a group of " + std::to_string(s.group_size) + " weights");
   }
@@ -170,7 +207,7 @@ Result<Scheme> ParseScheme(std::string_view name) {
   if (!words.code) {
     return InvalidArgument("scheme \"" + std::string(name) +
                            "\" names no code (int1 to int8, nf4, fp4, f8_e4m3, f8_e5m2, table1 to "
-                           "table8)");
+                           "table8, codebooks such as 2x8g8)");
   }
   if (words.zero && words.scheme.symmetric) {
     return InvalidArgument("scheme \"" + std::string(name) + "\": zeros need \"asym\"");
@@ -199,7 +236,8 @@ Result<size_t> PlaneBytes(const Scheme& scheme, Plane plane, int64_t rows, int64
   switch (plane) {
     case Plane::kCodes: {
       int64_t bits = 0;
-      overflow = __builtin_mul_overflow(cols, int64_t{scheme.bits}, &bits);
+      overflow = cols / scheme.vector >= INT64_MAX / scheme.codebooks ||
+                 __builtin_mul_overflow(CodesPerRow(scheme, cols), int64_t{scheme.bits}, &bits);
       count = rows;
       unit = static_cast<size_t>(bits / 8 + (bits % 8 != 0));
       break;
@@ -219,6 +257,10 @@ Result<size_t> PlaneBytes(const Scheme& scheme, Plane plane, int64_t rows, int64
     case Plane::kTable:
       if (scheme.code == Code::kTable) count = int64_t{1} << scheme.bits;
       unit = sizeof(float);
+      if (scheme.code == Code::kAdditive) {
+        count = int64_t{scheme.codebooks} * scheme.vector << scheme.bits;
+        unit = DTypeBytes(scheme.scale_dtype);
+      }
       break;
     case Plane::kSuperScales: {
       if (!scheme.double_quant) return size_t{0};
