@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "nibble/gptq.h"
+#include "nibble/hessian_file.h"
 #include "nibble/model.h"
 #include "nibble/quantize_model.h"
 #include "nibble/quantized_tensor.h"
@@ -52,6 +53,17 @@ Result<ImportanceMatrix> GatherStatistics(const Model& model, const CalibrationT
                                           const std::string& dataset,
                                           const StatisticsOptions& options = {});
 
+// The inputs of a model's matrices in the order of a run: layer by layer, the output's last.
+std::vector<SharedInputs> InputsOf(const Model& model);
+
+// Runs the model, in f32, layer by layer over the text and hands over the Hessian of each of
+// InputsOf() in that order. Memory: the residual stream of all windows (f32 [tokens, width]) and
+// the Hessians of half a layer. Progress counts batches, over all halves. Fails where an activation
+// is not finite, naming the matrix that sees it.
+Status VisitHessians(const Model& model, const CalibrationText& text,
+                     const StatisticsOptions& options,
+                     const std::function<Status(const SharedInputs&, const Hessian&)>& visit);
+
 struct LayerwiseOptions {
   int64_t batch_tokens = 2048;  // run at once
   GptqOptions gptq;             // its `parallel` serves all the work
@@ -87,6 +99,20 @@ struct CalibratedTensors {
 Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
                                             const CalibrationText& text,
                                             const LayerwiseOptions& options = {});
+
+// The same with Hessians from a file, which are the original model's: each matrix by itself, no
+// model is run, and of `options` only `gptq` and `progress` count. Matrices of formats without
+// error feedback are weighed by the mean squares of their inputs, embeddings too where the file
+// knows them; embeddings that it does not know are left to WriteModel. Any other matrix that the
+// file does not know, or whose inputs saw no token, is an error, or left to WriteModel where
+// `allow_missing`. Memory: one Hessian and its factors, the result.
+Result<CalibratedTensors> QuantizeWithHessians(const ModelSource& source, const ModelPlan& plan,
+                                               const HessianFile& hessians,
+                                               const LayerwiseOptions& options = {},
+                                               bool allow_missing = false);
+
+// The note that a recipe keeps of such a file.
+CalibrationNote NoteOf(const HessianFile& hessians);
 
 // What a person should know of the reports, a line each; empty where nothing was unusual.
 std::vector<std::string> CalibrationNotices(std::span<const MatrixReport> reports);

@@ -26,6 +26,9 @@ class Hessian {
   Status Add(TensorView inputs, const ParallelFor& parallel = {});
   // Adds another's sums.
   Status Merge(const Hessian& other);
+  // From the upper triangle of X^T X, row by row, as HessianFile keeps it. Refuses sums that are
+  // not finite, and negative ones of squares.
+  static Result<Hessian> FromTriangle(int64_t cols, int64_t tokens, std::span<const float> sums);
 
   int64_t cols() const { return cols_; }
   int64_t tokens() const { return tokens_; }

@@ -13,6 +13,7 @@ namespace nibble {
 enum class Method : uint8_t {
   kRtn,   // nearest codes under searched scales, weighed by an importance matrix where there is one
   kGptq,  // error feedback on calibration text, layer after layer
+  kHqq,   // half-quadratic scales and zeros of planar schemes, from the weights alone
 };
 
 struct MethodInfo {

@@ -19,6 +19,7 @@ namespace nibble {
 
 struct ModelTensor : GgufTensorInfo {  // name, stored format and shape as GGUF has them
   std::string source_name;             // the name in the file it comes from
+  bool was_quantized = false;          // decoded from a quantized folder's layout, hence f32
 };
 
 // Changes a tensor's weights, f32 [rows, cols]; a vector is one row.
@@ -37,6 +38,7 @@ enum class Container : uint8_t { kGguf, kSafetensors };
 // Opens a GGUF file (any shard), a .safetensors file, or a Hugging Face folder. The folder of a
 // Llama-family model gives GGUF's tensor names, its row order of the query and key weights, and
 // full metadata with the tokenizer; of any other architecture the tensors keep their names.
+// Matrices that lie there in one of the layouts of nibble/hf_layout.h are decoded to f32.
 class ModelSource {
  public:
   static Result<ModelSource> Open(const std::string& path);
@@ -56,6 +58,12 @@ class ModelSource {
   // The bytes of a tensor in its stored format. Borrowed from the mapped file where nothing has to
   // be rearranged. Safe from many threads.
   Result<Buffer> Read(const ModelTensor& tensor) const;
+  // The same in the order of rows and with the numbers that the safetensors file has it: a matrix
+  // or vector in the file's type, or f32 where edits changed it or it was quantized. Not of GGUF
+  // files, nor of stacked experts.
+  Result<Tensor> ReadStored(const ModelTensor& tensor) const;
+  // Whether edits change the tensor.
+  bool IsEdited(const ModelTensor& tensor) const;
   // The same model with changes, noted in its metadata under "edits.applied": tensors that are
   // edited are f32, new ones come last. Fails where a tensor is not there, cannot be decoded, or a
   // new one's name is taken.

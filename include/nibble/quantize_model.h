@@ -13,6 +13,7 @@
 
 #include "nibble/calibration.h"
 #include "nibble/gguf.h"
+#include "nibble/hessian_file.h"
 #include "nibble/method.h"
 #include "nibble/mix.h"
 #include "nibble/model_source.h"
@@ -22,14 +23,6 @@
 #include "nibble/status.h"
 
 namespace nibble {
-
-// The text that a calibrated method saw, as a file tells it.
-struct CalibrationNote {
-  std::string text;  // its name
-  std::string hash;  // of its tokens
-  int64_t context = 0;
-  int64_t windows = 0;
-};
 
 // What decides the bytes of the result, beside the source and nibble's version.
 struct ModelRecipe {

@@ -339,17 +339,7 @@ class Layerwise {
 Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
                                             const CalibrationText& text,
                                             const LayerwiseOptions& options) {
-  if (text.context < 1 || text.context > model.config().context || text.windows() == 0) {
-    return InvalidArgument("calibration needs a window of 1 to " +
-                           std::to_string(model.config().context) + " tokens, not " +
-                           std::to_string(text.context));
-  }
-  for (const int32_t token : text.tokens) {
-    if (token < 0 || token >= model.config().vocab_size) {
-      return InvalidArgument("token " + std::to_string(token) + " is not one of " +
-                             std::to_string(model.config().vocab_size));
-    }
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckText(model, text));
   return Layerwise(model, plan, text, options).Run();
 }
 

@@ -14,6 +14,8 @@ constexpr std::array kMethods = {
                "nearest codes under searched scales, weighed by --imatrix"},
     MethodInfo{Method::kGptq, "gptq", true,
                "later columns make good what earlier ones lose, layer after layer"},
+    MethodInfo{Method::kHqq, "hqq", false,
+               "zeros of 'asym' schemes that forgive outliers, from the weights alone (HQQ)"},
 };
 
 bool SameLetters(std::string_view a, std::string_view b) {

@@ -10,7 +10,9 @@
 #include <unordered_map>
 
 #include "lib/io/mapped_file.h"
+#include "lib/model/folder_tensors.h"
 #include "lib/model/hf_architecture.h"
+#include "lib/model/hf_layout.h"
 #include "lib/model/hf_tokenizer.h"
 #include "lib/model/json_file.h"
 #include "lib/model/tensor_plan.h"
@@ -86,16 +88,6 @@ void AddGeneral(const std::string& architecture, const std::string& name, const 
   metadata.Set("general.quantization_version", uint32_t{2});
 }
 
-// Quantized weights are packed in their own ways, which must not pass for plain numbers.
-Status CheckNotQuantized(const JsonObject& config) {
-  NIBBLE_ASSIGN_OR_RETURN(const JsonObject quantization, config.ObjectOr("quantization_config"));
-  if (quantization.empty()) return OkStatus();
-  NIBBLE_ASSIGN_OR_RETURN(const std::string method,
-                          quantization.StringOr("quant_method", "unknown"));
-  return Unsupported(config.name() + ": the model is quantized already (" + Printable(method) +
-                     ")");
-}
-
 // One message a kind of notice: the first of each, and how many more there are.
 void Summarise(std::vector<std::string>& notices) {
   constexpr size_t kMost = 8;
@@ -111,6 +103,7 @@ struct ModelSource::Impl {
   Container container = Container::kGguf;
   std::optional<GgufFile> gguf;
   std::optional<SafetensorsFile> safetensors;
+  FolderTensors folder;   // the tensors of it
   GgufMetadata metadata;  // of safetensors; a GGUF file has its own
   std::vector<ModelTensor> tensors;
   std::vector<ConvertedTensor> planned;                // of safetensors, beside `tensors`
@@ -129,13 +122,15 @@ struct ModelSource::Impl {
   uint64_t FileBytes() const;
   Result<Buffer> Read(std::string_view name) const;
   Result<Buffer> ReadEdited(size_t i) const;
+  Result<Tensor> ReadStored(std::string_view name) const;
+  bool IsEdited(std::string_view name) const;
   void Release(std::string_view name) const;
   Status Edit(std::shared_ptr<const Impl> on, ModelEdits changes);
 
   void MakeIndex();
   Status OpenGguf(const std::string& path);
   Status OpenSafetensors(const std::string& path);
-  Status OpenFolder(const std::string& folder);
+  Status OpenFolder(const std::string& path);
   Status KeepNames(const std::string& where, const std::string& architecture,
                    const std::string& name);
   void TakePlan(TensorPlan&& plan);
@@ -153,42 +148,49 @@ Status ModelSource::Impl::OpenSafetensors(const std::string& path) {
   container = Container::kSafetensors;
   NIBBLE_ASSIGN_OR_RETURN(safetensors, SafetensorsFile::Open(path));
   paths.assign(safetensors->paths().begin(), safetensors->paths().end());
+  NIBBLE_ASSIGN_OR_RETURN(folder, FolderTensors::Make(*safetensors, std::nullopt, path));
   return OkStatus();
 }
 
 Status ModelSource::Impl::KeepNames(const std::string& where, const std::string& architecture,
                                     const std::string& name) {
-  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanByName(*safetensors, where));
+  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanByName(folder, where));
   AddGeneral(architecture, name, plan, 0, metadata);
   TakePlan(std::move(plan));
   return OkStatus();
 }
 
-Status ModelSource::Impl::OpenFolder(const std::string& folder) {
-  NIBBLE_RETURN_IF_ERROR(OpenSafetensors(folder));
-  const std::string config_path = (fs::path(folder) / "config.json").string();
+Status ModelSource::Impl::OpenFolder(const std::string& path) {
+  NIBBLE_RETURN_IF_ERROR(OpenSafetensors(path));
+  const std::string config_path = (fs::path(path) / "config.json").string();
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject json,
                           JsonObject::LoadIfPresent(config_path, kMaxConfigBytes));
   const std::string name = ModelName(json);
   if (json.empty()) {
-    notices.push_back(folder + ": no config.json: tensors keep their names");
-    return KeepNames(folder, "unknown", name);
+    notices.push_back(path + ": no config.json: tensors keep their names");
+    return KeepNames(path, "unknown", name);
   }
   paths.push_back(config_path);
-  NIBBLE_RETURN_IF_ERROR(CheckNotQuantized(json));
+  NIBBLE_ASSIGN_OR_RETURN(const std::optional<HfQuantization> quantization,
+                          ReadHfQuantization(json));
+  if (quantization) {
+    NIBBLE_ASSIGN_OR_RETURN(folder, FolderTensors::Make(*safetensors, quantization, path));
+    notices.push_back(path + ": quantized already (" + GetHfLayoutInfo(quantization->layout).name +
+                      "); decoded to f32");
+  }
   const Architecture* architecture = FindArchitecture(json);
   if (architecture == nullptr) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string type, json.StringOr("model_type", "unknown"));
     notices.push_back(config_path + ": an architecture that is not known here (model_type \"" +
                       Printable(type) + "\"): tensors keep their names, and there is no tokenizer");
-    return KeepNames(folder, type, name);
+    return KeepNames(path, type, name);
   }
   NIBBLE_ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(*architecture, json));
-  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanArchitecture(config, *safetensors, folder));
+  NIBBLE_ASSIGN_OR_RETURN(TensorPlan plan, PlanArchitecture(config, folder, path));
   AddGeneral(architecture->name, name, plan, config.experts, metadata);
   TakePlan(std::move(plan));
   NIBBLE_RETURN_IF_ERROR(AddHyperparameters(config, json, metadata));
-  return AddTokenizer(folder, config, json, metadata, paths, notices);
+  return AddTokenizer(path, config, json, metadata, paths, notices);
 }
 
 void ModelSource::Impl::TakePlan(TensorPlan&& plan) {
@@ -316,7 +318,55 @@ void ModelSource::Impl::Release(std::string_view name) const {
   if (it == index.end()) return;
   if (base) return base->Release(origins[it->second]);
   if (gguf) return DropPages(gguf->tensors()[it->second].data);
-  for (const SafetensorsTensor* part : planned[it->second].parts) DropPages(part->data);
+  for (const FolderTensor* part : planned[it->second].parts) {
+    DropPages(part->data);
+    if (part->packed == nullptr) continue;
+    for (const HfTensor& tensor : part->packed->tensors) DropPages(tensor.data.bytes());
+  }
+}
+
+bool ModelSource::Impl::IsEdited(std::string_view name) const {
+  if (!base) return false;
+  const auto it = index.find(name);
+  if (it == index.end()) return false;
+  const auto steps = edits.edits.find(name);
+  return (steps != edits.edits.end() && !steps->second.empty()) ||
+         base->IsEdited(origins[it->second]);
+}
+
+Result<Tensor> ModelSource::Impl::ReadStored(std::string_view name) const {
+  const auto it = index.find(name);
+  if (it == index.end()) return NotFound("no tensor " + std::string(name) + " in the model");
+  const ModelTensor& tensor = tensors[it->second];
+  // What the tensor is made of in the files.
+  const Impl* root = this;
+  std::string_view origin = name;
+  while (root->base) {
+    origin = root->origins[root->index.at(origin)];
+    root = root->base.get();
+  }
+  if (root->container == Container::kGguf) return Unsupported("a GGUF file is no safetensors file");
+  const ConvertedTensor& planned_tensor = root->planned[root->index.at(origin)];
+  if (planned_tensor.parts.size() != 1) {
+    return Unsupported("tensor " + tensor.name + " is not one of the file's");
+  }
+  const FolderTensor& stored = *planned_tensor.parts[0];
+  if (IsEdited(name)) {
+    NIBBLE_ASSIGN_OR_RETURN(const Buffer changed, Read(name));
+    NIBBLE_ASSIGN_OR_RETURN(Tensor result,
+                            Tensor::Allocate(DType::kF32, tensor.rows(), tensor.cols()));
+    const auto count = static_cast<size_t>(tensor.rows() * tensor.cols());
+    UndoChange(planned_tensor, {reinterpret_cast<const float*>(changed.data()), count},
+               {static_cast<float*>(result.mutable_view().data), count});
+    return result;
+  }
+  NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, BytesOf(stored));
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % DTypeBytes(stored.dtype) != 0) {
+    NIBBLE_ASSIGN_OR_RETURN(Buffer aligned, Buffer::Allocate(bytes.size()));
+    std::ranges::copy(bytes.bytes(), aligned.data());
+    bytes = std::move(aligned);
+  }
+  return Tensor::FromBuffer(std::move(bytes), stored.dtype, tensor.rows(), tensor.cols());
 }
 
 Container ModelSource::container() const { return impl_->container; }
@@ -350,6 +400,12 @@ Result<ModelSource> ModelSource::Edited(ModelEdits edits) const {
   source.impl_ = std::move(impl);
   return source;
 }
+
+Result<Tensor> ModelSource::ReadStored(const ModelTensor& tensor) const {
+  return impl_->ReadStored(tensor.name);
+}
+
+bool ModelSource::IsEdited(const ModelTensor& tensor) const { return impl_->IsEdited(tensor.name); }
 
 void ModelSource::Release(const ModelTensor& tensor) const { impl_->Release(tensor.name); }
 

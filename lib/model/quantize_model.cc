@@ -65,8 +65,11 @@ Status CheckRules(const ModelRecipe& recipe, const std::vector<TensorTask>& tens
 Status CheckRequantize(const std::vector<TensorTask>& tensors) {
   std::vector<std::string> names;
   for (const TensorTask& tensor : tensors) {
-    if (IsBlockFormat(tensor.source->format) && tensor.choice.format != tensor.source->format) {
-      names.push_back(tensor.source->name + " (" + GetFormatInfo(tensor.source->format).name + ")");
+    const ModelTensor& in = *tensor.source;
+    if (IsBlockFormat(in.format) && tensor.choice.format != in.format) {
+      names.push_back(in.name + " (" + GetFormatInfo(in.format).name + ")");
+    } else if (in.was_quantized && IsBlockFormat(tensor.choice.format)) {
+      names.push_back(in.name);
     }
   }
   if (names.empty()) return OkStatus();

@@ -2,10 +2,26 @@
 
 #include <algorithm>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace nibble {
+
+Status CheckText(const Model& model, const CalibrationText& text) {
+  if (text.context < 1 || text.context > model.config().context || text.windows() == 0) {
+    return InvalidArgument("calibration needs a window of 1 to " +
+                           std::to_string(model.config().context) + " tokens, not " +
+                           std::to_string(text.context));
+  }
+  for (const int32_t token : text.tokens) {
+    if (token < 0 || token >= model.config().vocab_size) {
+      return InvalidArgument("token " + std::to_string(token) + " is not one of " +
+                             std::to_string(model.config().vocab_size));
+    }
+  }
+  return OkStatus();
+}
 
 Status ForEachBatch(const CalibrationText& text, int64_t batch_tokens,
                     const std::function<Status(WindowBatch)>& function) {

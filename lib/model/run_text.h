@@ -13,6 +13,10 @@ struct WindowBatch {
   int64_t first, windows;
 };
 
+// Refuses a text of no window, windows longer than the model's context, tokens that it does not
+// have.
+Status CheckText(const Model& model, const CalibrationText& text);
+
 // Calls `function` for all windows in order, as many at once as make about `batch_tokens`.
 Status ForEachBatch(const CalibrationText& text, int64_t batch_tokens,
                     const std::function<Status(WindowBatch)>& function);

@@ -65,7 +65,7 @@ bool IsBuffer(std::string_view name) {
 
 class ArchitecturePlanner {
  public:
-  ArchitecturePlanner(const HfConfig& config, const SafetensorsFile& file, const std::string& where)
+  ArchitecturePlanner(const HfConfig& config, const FolderTensors& file, const std::string& where)
       : config_(config), file_(file), where_(where) {}
 
   Result<TensorPlan> Plan() {
@@ -100,7 +100,7 @@ class ArchitecturePlanner {
     tensor.name = Expand(rule.target, layer, 0);
     for (int64_t expert = 0; expert < (experts ? config_.experts : 1); ++expert) {
       const std::string source = Expand(rule.source, layer, expert);
-      const SafetensorsTensor* part = file_.Find(source);
+      const FolderTensor* part = file_.Find(source);
       if (part == nullptr) {
         if (rule.presence == Presence::kOptional) return OkStatus();
         return NotFound(where_ + ": no tensor " + source + ", which a " +
@@ -119,6 +119,7 @@ class ArchitecturePlanner {
     tensor.dims.push_back(config_.Size(rule.cols));
     if (!vector) tensor.dims.push_back(config_.Size(rule.rows));
     if (experts) tensor.dims.push_back(config_.experts);
+    tensor.was_quantized = tensor.parts[0]->packed != nullptr;
     tensor.format = vector || rule.as_f32 ? Format::kF32 : *FormatOf(tensor.parts[0]->dtype);
     SetChange(rule.change, tensor);
     plan_.tensors.push_back(std::move(tensor));
@@ -133,7 +134,7 @@ class ArchitecturePlanner {
     }
   }
 
-  Status CheckPart(const TensorRule& rule, const SafetensorsTensor& part) const {
+  Status CheckPart(const TensorRule& rule, const FolderTensor& part) const {
     std::vector<int64_t> wanted;
     if (rule.rows != Dim::kNone) wanted.push_back(config_.Size(rule.rows));
     wanted.push_back(config_.Size(rule.cols));
@@ -150,7 +151,7 @@ class ArchitecturePlanner {
 
   // A tensor that no rule takes means a model that differs from what its config claims.
   Status CheckNothingIsLeft() {
-    for (const SafetensorsTensor& tensor : file_.tensors()) {
+    for (const FolderTensor& tensor : file_.tensors()) {
       if (used_.contains(&tensor) || IsBuffer(tensor.name)) continue;
       if (config_.tied && tensor.name == "lm_head.weight") {
         plan_.notices.push_back(
@@ -164,23 +165,32 @@ class ArchitecturePlanner {
   }
 
   const HfConfig& config_;
-  const SafetensorsFile& file_;
+  const FolderTensors& file_;
   const std::string& where_;
   TensorPlan plan_;
-  std::set<const SafetensorsTensor*> used_;
+  std::set<const FolderTensor*> used_;
 };
 
-// Within each head, row i and row i + half of the file become rows 2i and 2i + 1.
+// Within each head, row i and row i + half of the file are GGUF's rows 2i and 2i + 1: the file's of
+// one of GGUF's.
+int64_t RowInFile(int64_t row, int64_t rows, int64_t heads) {
+  const int64_t head_rows = rows / heads, half = head_rows / 2;
+  const int64_t head = row / head_rows, place = row % head_rows;
+  return head * head_rows + place % 2 * half + place / 2;
+}
+
 void InterleaveHeads(std::span<const std::byte> in, int64_t rows, int64_t heads,
                      std::span<std::byte> out) {
   const size_t row_bytes = in.size() / static_cast<size_t>(rows);
-  const int64_t head_rows = rows / heads, half = head_rows / 2;
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t head = row / head_rows, place = row % head_rows;
-    const int64_t source = head * head_rows + place % 2 * half + place / 2;
     std::memcpy(out.data() + static_cast<size_t>(row) * row_bytes,
-                in.data() + static_cast<size_t>(source) * row_bytes, row_bytes);
+                in.data() + static_cast<size_t>(RowInFile(row, rows, heads)) * row_bytes,
+                row_bytes);
   }
+}
+
+bool IsInterleaved(Change change) {
+  return change == Change::kInterleaveQuery || change == Change::kInterleaveKey;
 }
 
 // `in` holds f32, f16 or bf16, at any address.
@@ -202,14 +212,14 @@ void ToFloats(std::span<const std::byte> in, DType dtype, float addend, std::spa
 
 }  // namespace
 
-Result<TensorPlan> PlanArchitecture(const HfConfig& config, const SafetensorsFile& file,
+Result<TensorPlan> PlanArchitecture(const HfConfig& config, const FolderTensors& file,
                                     const std::string& where) {
   return ArchitecturePlanner(config, file, where).Plan();
 }
 
-Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& where) {
+Result<TensorPlan> PlanByName(const FolderTensors& file, const std::string& where) {
   TensorPlan plan;
-  for (const SafetensorsTensor& tensor : file.tensors()) {
+  for (const FolderTensor& tensor : file.tensors()) {
     const std::string name = where + ": tensor " + Printable(tensor.name);
     if (tensor.dtype == DType::kBool) {  // masks, never weights
       plan.notices.push_back("tensor " + Printable(tensor.name) +
@@ -233,6 +243,7 @@ Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& wh
     planned.format = *format;
     planned.dims.assign(tensor.shape.rbegin(), tensor.shape.rend());
     if (planned.dims.empty()) planned.dims = {1};
+    planned.was_quantized = tensor.packed != nullptr;
     planned.parts = {&tensor};
     plan.tensors.push_back(std::move(planned));
   }
@@ -241,21 +252,20 @@ Result<TensorPlan> PlanByName(const SafetensorsFile& file, const std::string& wh
 
 Result<Buffer> MakeTensor(const ConvertedTensor& tensor) {
   if (tensor.parts.empty()) return Buffer::Borrow(std::as_bytes(std::span(tensor.computed)));
-  const SafetensorsTensor& first = *tensor.parts[0];
+  const FolderTensor& first = *tensor.parts[0];
   const bool converted = FormatOf(first.dtype) != tensor.format || tensor.change == Change::kAddOne;
-  const bool interleaved =
-      tensor.change == Change::kInterleaveQuery || tensor.change == Change::kInterleaveKey;
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(first.data.data()) % DTypeBytes(first.dtype) == 0;
-  if (tensor.parts.size() == 1 && !converted && !interleaved && aligned) {
-    return Buffer::Borrow(first.data);
+  const bool interleaved = IsInterleaved(tensor.change);
+  if (tensor.parts.size() == 1 && !converted && !interleaved) {
+    NIBBLE_ASSIGN_OR_RETURN(const Buffer bytes, BytesOf(first));
+    if (reinterpret_cast<uintptr_t>(bytes.data()) % DTypeBytes(first.dtype) == 0) return bytes;
   }
   NIBBLE_ASSIGN_OR_RETURN(const size_t bytes,
                           FormatBytes(tensor.format, tensor.rows(), tensor.cols()));
   NIBBLE_ASSIGN_OR_RETURN(Buffer result, Buffer::Allocate(bytes));
   const size_t part_bytes = bytes / tensor.parts.size();
   for (size_t i = 0; i < tensor.parts.size(); ++i) {
-    std::span<const std::byte> in = tensor.parts[i]->data;
+    NIBBLE_ASSIGN_OR_RETURN(const Buffer part, BytesOf(*tensor.parts[i]));
+    std::span<const std::byte> in = part.bytes();
     const std::span<std::byte> out = result.mutable_bytes().subspan(i * part_bytes, part_bytes);
     Buffer ordered;
     if (interleaved) {
@@ -271,6 +281,21 @@ Result<Buffer> MakeTensor(const ConvertedTensor& tensor) {
     }
   }
   return result;
+}
+
+void UndoChange(const ConvertedTensor& tensor, std::span<const float> in, std::span<float> out) {
+  std::ranges::copy(in, out.begin());
+  if (tensor.change == Change::kAddOne) {
+    for (float& value : out) value -= 1.0f;
+  } else if (IsInterleaved(tensor.change)) {
+    const int64_t rows = tensor.parts[0]->shape[0];
+    const size_t width = in.size() / static_cast<size_t>(rows);
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto from = in.subspan(static_cast<size_t>(row) * width, width);
+      const auto to = static_cast<size_t>(RowInFile(row, rows, tensor.heads)) * width;
+      std::ranges::copy(from, out.begin() + static_cast<ptrdiff_t>(to));
+    }
+  }
 }
 
 }  // namespace nibble

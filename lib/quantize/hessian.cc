@@ -93,6 +93,28 @@ Status Hessian::Merge(const Hessian& other) {
   return OkStatus();
 }
 
+Result<Hessian> Hessian::FromTriangle(int64_t cols, int64_t tokens, std::span<const float> sums) {
+  if (cols < 1 || tokens < 0 || static_cast<int64_t>(sums.size()) != cols * (cols + 1) / 2) {
+    return InvalidArgument("a triangle of " + std::to_string(sums.size()) + " sums over " +
+                           std::to_string(tokens) + " tokens for a Hessian of " +
+                           std::to_string(cols) + " columns");
+  }
+  Hessian hessian(cols);
+  hessian.tokens_ = tokens;
+  const float* next = sums.data();
+  for (int64_t i = 0; i < cols; ++i) {
+    for (int64_t j = i; j < cols; ++j, ++next) {
+      if (!std::isfinite(*next) || (i == j && *next < 0) || (tokens == 0 && *next != 0)) {
+        return InvalidArgument("the sum at row " + std::to_string(i) + ", column " +
+                               std::to_string(j) + " cannot be one of inputs");
+      }
+      hessian.sums_[static_cast<size_t>(i * cols + j)] = *next;
+      hessian.sums_[static_cast<size_t>(j * cols + i)] = *next;
+    }
+  }
+  return hessian;
+}
+
 std::vector<float> Hessian::MeanSquares() const {
   std::vector<float> means(static_cast<size_t>(cols_));
   for (size_t i = 0; i < means.size(); ++i) {

@@ -72,6 +72,52 @@ TEST_F(CliTest, CalibrateWritesMergesAndServesAsImportance) {
   ExpectOneLine(Nibble("calibrate --merge " + (folder_ / "none.gguf") + " -o x"), "none.gguf");
 }
 
+TEST_F(CliTest, HessiansAreGatheredMergedAndUsed) {
+  const std::string run = "calibrate " + kReferenceModel + " " + kReferenceModel +
+                          "/calibration.txt --hessians --quiet --calibration-windows ";
+  const std::string a = folder_ / "a.safetensors", b = folder_ / "b.safetensors",
+                    both = folder_ / "both.safetensors";
+  Outcome made = Nibble(run + "2 -o " + a);
+  ASSERT_EQ(made.status, 0) << made.err;
+  EXPECT_EQ(Nibble(run + "2 -o " + a).status, 2);  // exists
+  made = Nibble(run + "3 --json -o " + b + " --merge " + a);
+  ASSERT_EQ(made.status, 0) << made.err;
+  const json document = json::parse(made.out);
+  EXPECT_EQ(document["windows"], 5);
+  EXPECT_EQ(document["inputs"].size(), 33u);
+  EXPECT_EQ(document["inputs"][0]["matrices"].size(), 3u);
+  made = Nibble("calibrate --hessians --json -o " + both + " --merge " + a + " --merge " + b);
+  ASSERT_EQ(made.status, 0) << made.err;
+  EXPECT_EQ(json::parse(made.out)["windows"], 7);
+
+  const std::string quantize = "quantize " + kReferenceModel + " --quiet --method gptq -o ";
+  const std::string out = folder_ / "out.gguf";
+  made = Nibble(quantize + out + " --type Q3_K_M --json --hessians " + both);
+  ASSERT_EQ(made.status, 0) << made.err;
+  const json calibrated = json::parse(made.out);
+  EXPECT_EQ(calibrated["calibration"]["windows"], 7);
+  EXPECT_EQ(calibrated["calibrated"].size(), 57u);
+  EXPECT_EQ(Nibble("verify --quiet " + out).status, 0);
+  made = Nibble(quantize + (folder_ / "out") + " --scheme 'int4 sym g128 f16 act-order' " +
+                "--hessians " + both);
+  EXPECT_EQ(made.status, 0) << made.err;
+
+  const auto expect = [&](const std::string& command, int status, const std::string& part) {
+    const Outcome outcome = Nibble(command);
+    EXPECT_EQ(outcome.status, status) << command;
+    ExpectOneLine(outcome, part);
+  };
+  const std::string x = folder_ / "x";
+  expect(quantize + x + " --type q4_K --imatrix y --hessians " + a, 2, "--imatrix");
+  expect(quantize + x + " --type q4_K --hessians " + a + kText, 2, "--calibration");
+  expect(quantize + x + " --type q4_K --hessians " + out, 1, "out.gguf");
+  expect("quantize " + kReferenceModel + " -o " + x + " --type q4_K --hessians " + a, 2,
+         "uses no Hessians");
+  expect("calibrate --hessians -o " + x + " --merge " + out, 1, "out.gguf");
+  expect("calibrate --hessians --process-output -o " + x + " --merge " + a, 2, "--process-output");
+  EXPECT_FALSE(std::filesystem::exists(x));
+}
+
 TEST_F(CliTest, CalibrationRefusesMisuse) {
   const std::string command =
       "quantize " + kReferenceModel + " -o " + (folder_ / "x.gguf") + " --type Q4_K_M ";

@@ -156,10 +156,10 @@ TEST(ModelSource, NamesWhatIsMissing) {
   EXPECT_NE(Error(folder.path()).find(folder.path()), std::string::npos);
   folder.Text("text.bin", "this is no model");
   EXPECT_NE(Error(folder.File("text.bin")).find("text.bin"), std::string::npos);
-  folder.config = {{"model_type", "llama"}, {"quantization_config", {{"quant_method", "gptq"}}}};
+  folder.config = {{"model_type", "llama"}, {"quantization_config", {{"quant_method", "exl2"}}}};
   folder.Add("a", {2});
   folder.Write();
-  EXPECT_NE(Error(folder.path()).find("quantized already (gptq)"), std::string::npos);
+  EXPECT_NE(Error(folder.path()).find("quantized already (exl2)"), std::string::npos);
 }
 
 TEST(ModelSource, ReadsSafelyFromManyThreads) {

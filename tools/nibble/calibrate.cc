@@ -1,3 +1,5 @@
+#include "tools/nibble/calibrate.h"
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -5,22 +7,10 @@
 
 #include "fmt/core.h"
 #include "nlohmann/json.hpp"
-#include "tools/nibble/calibration.h"
-#include "tools/nibble/command.h"
 #include "tools/nibble/terminal.h"
 
 namespace nibble::tools {
 namespace {
-
-struct CalibrateCommand {
-  std::string model;
-  CalibrationOptions calibration;
-  std::vector<std::string> merge;  // files of statistics
-  std::string output;
-  bool output_layer = false;
-  bool overwrite = false;
-  CommonOptions common;
-};
 
 Result<ImportanceMatrix> Gather(const CalibrateCommand& options) {
   NIBBLE_ASSIGN_OR_RETURN(const Calibration calibration,
@@ -45,6 +35,7 @@ int Calibrate(const CalibrateCommand& options) {
   if (!options.overwrite && std::filesystem::exists(options.output, error)) {
     return Fail(InvalidArgument(options.output + ": exists already"));
   }
+  if (options.hessians) return CalibrateHessians(options);
   ImportanceMatrix all;
   for (const std::string& path : options.merge) {
     const Result<ImportanceMatrix> loaded = ImportanceMatrix::Load(path);
@@ -82,7 +73,8 @@ int Calibrate(const CalibrateCommand& options) {
 
 void AddCalibrate(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
-      "calibrate", "Gather statistics of what a model's matrices see: an importance matrix");
+      "calibrate",
+      "Gather statistics of what a model's matrices see: an importance matrix, or Hessians");
   auto options = std::make_shared<CalibrateCommand>();
   CLI::Option* model =
       command->add_option("model", options->model, "GGUF file or Hugging Face folder");
@@ -97,11 +89,17 @@ void AddCalibrate(CLI::App& app, Action& action) {
   command
       ->add_option("-o,--output", options->output,
                    "The file to write: llama.cpp's GGUF, or its older format where the name ends "
-                   "in .dat")
+                   "in .dat; Hessians as safetensors")
       ->required();
   AddWindowOptions(*command, options->calibration, "all");
-  command->add_flag("--process-output", options->output_layer,
-                    "Of the output matrix (or the embeddings in its place) too");
+  CLI::Option* process_output =
+      command->add_flag("--process-output", options->output_layer,
+                        "Of the output matrix (or the embeddings in its place) too");
+  command
+      ->add_flag("--hessians", options->hessians,
+                 "Hessians of all matrices' inputs, for quantize --hessians; --merge adds files of "
+                 "them")
+      ->excludes(process_output);
   command->add_flag("--overwrite", options->overwrite, "Replace the output if it exists");
   AddCommonOptions(*command, options->common);
   command->callback([options, model, merge, &action] {

@@ -13,6 +13,7 @@ namespace nibble::tools {
 
 struct CalibrationOptions {
   std::string text;       // a file
+  std::string hessians;   // a file, in place of the text
   int64_t context = 0;    // tokens of a window; 0: 512, or the model's context where that is less
   int64_t windows = 0;    // the first so many; 0: the method's own number
   double damping = 0.01;  // of GPTQ

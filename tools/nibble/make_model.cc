@@ -53,7 +53,7 @@ std::map<std::string, Share> SharesByFormat(const ModelPlan& plan) {
 }
 
 bool NeedsCalibration(const MakeModelOptions& options) {
-  return GetMethodInfo(options.method).calibrated ||
+  return (GetMethodInfo(options.method).calibrated && options.calibration.hessians.empty()) ||
          (options.budget.wanted() && !options.calibration.text.empty()) ||
          std::ranges::any_of(options.preparations, [](const std::string& name) {
            return FindPreparation(name)->calibrated;
@@ -131,9 +131,10 @@ void PrintSummary(const MakeModelOptions& options, const ModelPlan& plan, const 
   fmt::print("\n");
 }
 
-// What a calibrated method leaves for the plan.
-Result<CalibratedTensors> Calibrate(const Calibration& calibration, const ModelPlan& plan,
-                                    const MakeModelOptions& options, const ParallelFor& parallel) {
+// What a calibrated method leaves for the plan: of a text, or of Hessians.
+Result<CalibratedTensors> Calibrate(const MakeModelOptions& options, const ModelSource& source,
+                                    const ModelPlan& plan, const Calibration* calibration,
+                                    const HessianFile* hessians, const ParallelFor& parallel) {
   ProgressDisplay display(options.common.quiet);
   LayerwiseOptions layerwise;
   layerwise.gptq.damping = options.calibration.damping;
@@ -142,7 +143,11 @@ Result<CalibratedTensors> Calibrate(const Calibration& calibration, const ModelP
     display.Update(progress);
     return true;
   };
-  return QuantizeLayerwise(calibration.model, plan, calibration.text, layerwise);
+  if (hessians != nullptr) {
+    return QuantizeWithHessians(source, plan, *hessians, layerwise,
+                                options.permissions.missing_importance);
+  }
+  return QuantizeLayerwise(calibration->model, plan, calibration->text, layerwise);
 }
 
 // By the type, or by the budget in its place.
@@ -161,7 +166,6 @@ Result<ModelPlan> PlanAsAsked(const MakeModelOptions& options, const ModelSource
 // for before the quantization. `plan` tells what the matrices will become.
 Status PrepareAll(const MakeModelOptions& options, ModelSource& source, ModelPlan& plan,
                   Calibration* calibration, Outcome& outcome) {
-  ThreadPool pool(options.common.threads);
   for (const std::string& name : options.preparations) {
     const PreparationInfo& info = *FindPreparation(name);
     if (options.dry_run && info.calibrated) continue;  // takes time and changes no size
@@ -169,28 +173,12 @@ Status PrepareAll(const MakeModelOptions& options, ModelSource& source, ModelPla
     for (const TensorTask& task : plan.tensors) {
       formats[task.source->name] = task.choice.format;
     }
-    ProgressDisplay display(options.common.quiet);
-    PreparationInputs inputs;
-    if (calibration != nullptr) {
-      inputs.model = &calibration->model;
-      inputs.text = &calibration->text;
-    }
-    inputs.target = [&](std::string_view tensor) { return formats.find(tensor)->second; };
-    inputs.importance = GetMethodInfo(options.method).calibrated || !options.imatrix.empty();
-    inputs.options.parallel = pool.parallel_for();
-    inputs.options.progress = [&](int64_t done, int64_t batches) {
-      display.Update(static_cast<double>(done) / static_cast<double>(batches), "", info.name);
-      return true;
-    };
-    std::string notice;
-    NIBBLE_ASSIGN_OR_RETURN(source, Prepare(info, source, inputs, &notice));
-    display.Clear();
-    if (!notice.empty()) outcome.notices.push_back(notice);
+    const bool importance = GetMethodInfo(options.method).calibrated || !options.imatrix.empty();
+    NIBBLE_RETURN_IF_ERROR(
+        PrepareOne(info, [&](std::string_view tensor) { return formats.find(tensor)->second; },
+                   importance, options.common, {source, calibration, outcome.notices}));
     const ModelRecipe recipe = plan.recipe;
     NIBBLE_ASSIGN_OR_RETURN(plan, PlanModel(source, recipe, options.permissions));
-    if (calibration != nullptr) {
-      NIBBLE_ASSIGN_OR_RETURN(calibration->model, Model::Load(source));
-    }
   }
   return OkStatus();
 }
@@ -202,14 +190,16 @@ void PrintNotices(const MakeModelOptions& options, std::span<const std::string> 
 
 // Calibrates where the method asks for it, then writes the file.
 Status Work(const MakeModelOptions& options, const ModelSource& source, const ModelPlan& plan,
-            const Calibration* calibration, bool safetensors, Outcome& outcome) {
+            const Calibration* calibration, const HessianFile* hessians, bool safetensors,
+            Outcome& outcome) {
   const SteadyTime start = std::chrono::steady_clock::now();
   ThreadPool pool(options.common.threads);
   ModelRunOptions run;
   run.parallel = pool.parallel_for();
   CalibratedTensors calibrated;
-  if (calibration != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(calibrated, Calibrate(*calibration, plan, options, run.parallel));
+  if (GetMethodInfo(options.method).calibrated) {
+    NIBBLE_ASSIGN_OR_RETURN(calibrated,
+                            Calibrate(options, source, plan, calibration, hessians, run.parallel));
     run.ready = &calibrated.tensors;
     const std::vector<std::string> notices = CalibrationNotices(calibrated.reports);
     PrintNotices(options, notices);
@@ -287,6 +277,14 @@ int MakeModel(const MakeModelOptions& options) {
     recipe.calibration =
         calibration->text.Note(std::filesystem::path(options.calibration.text).filename());
   }
+  std::optional<HessianFile> hessians;
+  if (!options.calibration.hessians.empty()) {
+    Result<HessianFile> opened = HessianFile::Open(options.calibration.hessians);
+    if (!opened.ok()) return FailAtWork(opened.status());
+    hessians = *std::move(opened);
+    recipe.method = options.method;
+    recipe.calibration = NoteOf(*hessians);
+  }
   if (!options.dry_run) {  // before the work
     const Status target =
         CheckModelTarget(*source, options.output, 0, options.overwrite, options.max_shard_bytes);
@@ -319,9 +317,8 @@ int MakeModel(const MakeModelOptions& options) {
   }
   PrintNotices(options, outcome.notices);
   if (!options.dry_run) {
-    const bool calibrated = GetMethodInfo(options.method).calibrated;
-    const Status made =
-        Work(options, *source, *plan, calibrated ? &*calibration : nullptr, safetensors, outcome);
+    const Status made = Work(options, *source, *plan, calibration ? &*calibration : nullptr,
+                             hessians ? &*hessians : nullptr, safetensors, outcome);
     if (!made.ok()) return FailAtWork(made);
   }
   if (options.common.json) {

@@ -18,6 +18,7 @@ struct MakeModelOptions {
   std::string type;
   BudgetOptions budget;  // where wanted, in place of the type
   std::string scheme;    // a planar one, in place of both: a Hugging Face folder
+  std::string layout;    // of the folder; empty: the first that holds the scheme
   bool pure = false;
   std::vector<std::string> tensor_types;  // REGEX=TYPE
   std::string imatrix;                    // a file, or empty
@@ -40,7 +41,7 @@ void AddOutputOptions(CLI::App& command, MakeModelOptions& options);
 inline constexpr int64_t kMostWindows = 128;
 
 int MakeModel(const MakeModelOptions& options);
-int MakeGptqFolder(const MakeModelOptions& options);
+int MakeFolder(const MakeModelOptions& options);
 
 }  // namespace nibble::tools
 

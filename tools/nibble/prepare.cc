@@ -7,6 +7,7 @@
 #include "fmt/core.h"
 #include "nibble/rotate.h"
 #include "nibble/smoothquant.h"
+#include "tools/nibble/terminal.h"
 
 namespace nibble::tools {
 namespace {
@@ -78,6 +79,31 @@ const PreparationInfo* FindPreparation(std::string_view name) {
     if (CLI::detail::to_lower(std::string(name)) == info.name) return &info;
   }
   return nullptr;
+}
+
+Status PrepareOne(const PreparationInfo& preparation,
+                  const std::function<QuantizationTarget(std::string_view name)>& target,
+                  bool importance, const CommonOptions& common, Prepared prepared) {
+  ThreadPool pool(common.threads);
+  ProgressDisplay display(common.quiet);
+  PreparationInputs inputs;
+  if (prepared.calibration != nullptr) {
+    inputs.model = &prepared.calibration->model;
+    inputs.text = &prepared.calibration->text;
+  }
+  inputs.target = target;
+  inputs.importance = importance;
+  inputs.options.parallel = pool.parallel_for();
+  inputs.options.progress = [&](int64_t done, int64_t batches) {
+    display.Update(static_cast<double>(done) / static_cast<double>(batches), "", preparation.name);
+    return true;
+  };
+  std::string notice;
+  NIBBLE_ASSIGN_OR_RETURN(prepared.source, Prepare(preparation, prepared.source, inputs, &notice));
+  if (!notice.empty()) prepared.notices.push_back(notice);
+  if (prepared.calibration == nullptr) return OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(prepared.calibration->model, Model::Load(prepared.source));
+  return OkStatus();
 }
 
 Result<ModelSource> Prepare(const PreparationInfo& preparation, const ModelSource& source,

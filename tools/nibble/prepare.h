@@ -6,10 +6,13 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "nibble/awq.h"
 #include "nibble/calibrate.h"
 #include "nibble/model_source.h"
+#include "tools/nibble/calibration.h"
+#include "tools/nibble/command.h"
 
 namespace nibble::tools {
 
@@ -30,6 +33,18 @@ struct PreparationInputs {
   bool importance = false;  // whether the quantization will be weighed
   LayerInputsOptions options;
 };
+
+// What several preparations, one after another, work on and leave behind.
+struct Prepared {
+  ModelSource& source;
+  Calibration* calibration = nullptr;  // its model follows the source; null: none is calibrated
+  std::vector<std::string>& notices;
+};
+
+// Does one of them for the command. `target` and `importance` as in PreparationInputs.
+Status PrepareOne(const PreparationInfo& preparation,
+                  const std::function<QuantizationTarget(std::string_view name)>& target,
+                  bool importance, const CommonOptions& common, Prepared prepared);
 
 // The source with its weights changed. `notice` becomes a line that says what was won.
 Result<ModelSource> Prepare(const PreparationInfo& preparation, const ModelSource& source,

@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "nibble/hf_layout.h"
 #include "tools/nibble/make_model.h"
 #include "tools/nibble/prepare.h"
 
@@ -34,6 +35,15 @@ std::string PreparationHelp() {
   return help;
 }
 
+std::string LayoutHelp() {
+  std::string help = "Of --scheme: how its folder is laid out; default the first that holds it. ";
+  for (const HfLayoutInfo& info : AllHfLayouts()) {
+    help +=
+        std::string(info.layout == HfLayout::kGptq ? "" : "; ") + info.name + ": " + info.summary;
+  }
+  return help;
+}
+
 void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
   CalibrationOptions& calibration = options.calibration;
   CLI::Option* text =
@@ -57,12 +67,30 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
       })
       ->take_all()
       ->expected(1);
+  command
+      .add_option("--hessians", calibration.hessians,
+                  "A file that calibrate --hessians wrote: gptq needs no text and no run then")
+      ->excludes(text);
   AddWindowOptions(command, calibration, "128");
   command
       .add_option("--damping", calibration.damping,
                   "Of gptq: share of the mean diagonal added to the Hessian; default 0.01")
-      ->check(CLI::Range(0.0, 1e3))
-      ->needs(text);
+      ->check(CLI::Range(0.0, 1e3));
+}
+
+void CheckHessians(const MakeModelOptions& options) {
+  const MethodInfo& method = GetMethodInfo(options.method);
+  if (!method.calibrated) {
+    throw CLI::ValidationError("--hessians",
+                               std::string("the method ") + method.name + " uses no Hessians");
+  }
+  if (!options.imatrix.empty()) {
+    throw CLI::ValidationError("--hessians", "excludes --imatrix, whose means it knows");
+  }
+  if (!options.preparations.empty()) {
+    throw CLI::ValidationError("--hessians",
+                               "excludes --prepare: they are those of the model as it is");
+  }
 }
 
 // What one option says must fit what another says.
@@ -74,12 +102,16 @@ void CheckMethod(const MakeModelOptions& options) {
     throw CLI::ValidationError(
         "--type", "one of --type, --target-bpw or --target-size, and --scheme decides");
   }
-  if (scheme && (options.pure || !options.tensor_types.empty() || !options.imatrix.empty() ||
-                 !options.preparations.empty() || options.clamp)) {
-    throw CLI::ValidationError("--scheme",
-                               "goes with --method and its options alone, not with those of types");
+  if (scheme && (options.pure || !options.tensor_types.empty() || options.clamp)) {
+    throw CLI::ValidationError(
+        "--scheme", "goes with --method, --prepare and their options, not with those of types");
+  }
+  if (!scheme && !options.layout.empty()) throw CLI::ValidationError("--layout", "needs --scheme");
+  if (!scheme && options.method == Method::kHqq) {
+    throw CLI::ValidationError("--method", "hqq chooses the zeros of a --scheme");
   }
   if (budget && options.pure) throw CLI::ValidationError("--pure", "needs --type");
+  if (!options.calibration.hessians.empty()) return CheckHessians(options);
   if (given && !options.imatrix.empty() && !(budget && !method.calibrated)) {
     throw CLI::ValidationError("--calibration",
                                "excludes --imatrix, but for a budget without a calibrated method");
@@ -96,7 +128,8 @@ void CheckMethod(const MakeModelOptions& options) {
   throw CLI::ValidationError(
       method.calibrated ? "--method" : "--calibration",
       std::string("the method ") + method.name +
-          (method.calibrated ? " needs a text: --calibration FILE" : " uses no calibration text"));
+          (method.calibrated ? " needs a text: --calibration FILE, or --hessians FILE"
+                             : " uses no calibration text"));
 }
 
 }  // namespace
@@ -118,9 +151,13 @@ void AddQuantize(CLI::App& app, Action& action) {
   AddBudgetOptions(*command, options->budget);
   command->add_option(
       "--scheme", options->scheme,
-      "In place of --type: from a Hugging Face folder to one in the layout of GPTQ checkpoints, "
-      "its "
-      "layers' matrices in e.g. 'int4 sym g128 f16' or 'int4 asym g128 f16 act-order'");
+      "In place of --type: from a Hugging Face folder to one whose layers' matrices are in e.g. "
+      "'int4 sym g128 f16', 'nf4 g64 double' or 'int8 sym channel'");
+  command->add_option("--layout", options->layout, LayoutHelp())
+      ->check([](const std::string& name) {
+        const Result<HfLayout> layout = ParseHfLayout(name);
+        return layout.ok() ? std::string() : layout.status().message();
+      });
   command->add_option("--imatrix", options->imatrix,
                       "Importance matrix in either of llama.cpp's file formats");
   AddMethodOptions(*command, *options);
@@ -134,7 +171,7 @@ void AddQuantize(CLI::App& app, Action& action) {
   command->callback([options, &action] {
     CheckMethod(*options);
     action = [options] {
-      return options->scheme.empty() ? MakeModel(*options) : MakeGptqFolder(*options);
+      return options->scheme.empty() ? MakeModel(*options) : MakeFolder(*options);
     };
   });
 }

@@ -103,7 +103,8 @@ void ProgressDisplay::Update(const ModelProgress& progress) {
 void ProgressDisplay::Update(double fraction, const std::string& rate, const std::string& detail) {
   if (quiet_) return;
   const double left = fraction > 0 ? Seconds() * (1 - fraction) / fraction : 0;
-  const std::string text = fmt::format("{}, {} left  {}", rate, Clock(left), detail);
+  const std::string text =
+      fmt::format("{}{}{} left  {}", rate, rate.empty() ? "" : ", ", Clock(left), detail);
   const TimePoint now = SteadyClock::now();
   if (terminal_) {
     if (now - last_ < kRedraw) return;
