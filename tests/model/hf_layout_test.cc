@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "nibble/quantize.h"
+#include "nibble/safetensors.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -254,6 +255,65 @@ TEST(HfLayout, ComesBackToTheBit) {
   for (const char* name : {"int8 sym channel", "int8 sym tensor", "int8 sym channel bf16",
                            "f8_e4m3 channel", "f8_e4m3 tensor"}) {
     check(HfLayout::kCompressedTensors, name, 12, 40);
+  }
+}
+
+// What bitsandbytes itself saved and read back: see reference/bitsandbytes_layout.py.
+TEST(HfLayout, IsWhatBitsAndBytesSaves) {
+  constexpr int64_t kRows = 4, kCols = 256;
+  const auto file = SafetensorsFile::Open(NIBBLE_TEST_DATA "/bitsandbytes_layout.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status().message();
+  const std::vector<float> w = Weights(kRows, kCols);
+  for (const char* name :
+       {"nf4 g64", "nf4 g64 double", "fp4 g64", "fp4 g64 double", "int8 sym channel"}) {
+    SCOPED_TRACE(name);
+    const Scheme scheme = *ParseScheme(name);
+    std::string prefix = std::string(name).substr(0, 3) + (scheme.double_quant ? "_nested." : ".");
+    if (scheme.bits == 8) prefix = "int8.";
+    std::vector<HfTensor> saved;
+    std::vector<float> exact;
+    for (const SafetensorsTensor& tensor : file->tensors()) {
+      if (!tensor.name.starts_with(prefix)) continue;
+      const std::string suffix = tensor.name.substr(prefix.size());
+      if (suffix == "exact") {
+        exact.resize(kRows * kCols);
+        ASSERT_EQ(tensor.data.size(), exact.size() * sizeof(float));
+        std::memcpy(exact.data(), tensor.data.data(), tensor.data.size());
+      } else {
+        saved.push_back({suffix, tensor.dtype, tensor.shape, Buffer::Borrow(tensor.data)});
+      }
+    }
+    const HfQuantization quantization = HfQuantizationOf(HfLayout::kBitsAndBytes, scheme);
+    const auto read = FromHfTensors(quantization, saved);
+    ASSERT_TRUE(read.ok()) << read.status().message();
+    EXPECT_EQ(SchemeName(read->scheme()), name);
+    const std::vector<float> decoded = Decoded(*read);
+    if (scheme.bits == 8) {  // 127 times the scale is what lies there: rounded once more
+      for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(decoded[i], exact[i], 2e-7) << i;
+      continue;  // codes of weights in f16: not those of ours
+    }
+    ExpectSameBits(decoded, exact);
+
+    const auto made = Quantize(ViewOf(w.data(), kRows, kCols), scheme);
+    ASSERT_TRUE(made.ok());
+    const auto ours = ToHfTensors(quantization, *made, DType::kF32);
+    ASSERT_TRUE(ours.ok());
+    ASSERT_EQ(ours->size(), saved.size());
+    for (const HfTensor& tensor : *ours) {
+      const auto it = std::ranges::find(saved, tensor.suffix, &HfTensor::suffix);
+      ASSERT_NE(it, saved.end()) << tensor.suffix;
+      EXPECT_EQ(it->dtype, tensor.dtype) << tensor.suffix;
+      const auto json = [](const HfTensor& t) {
+        return nlohmann::json::parse(
+            std::string(reinterpret_cast<const char*>(t.data.data()), t.data.size()));
+      };
+      if (tensor.suffix.starts_with("weight.quant_state")) {
+        EXPECT_EQ(json(tensor), json(*it));
+      } else {
+        EXPECT_EQ(it->shape, tensor.shape) << tensor.suffix;
+        EXPECT_TRUE(std::ranges::equal(it->data.bytes(), tensor.data.bytes())) << tensor.suffix;
+      }
+    }
   }
 }
 
