@@ -22,6 +22,7 @@ enum class HfLayout : uint8_t {
   kAwq,                // AutoAWQ's "gemm": integers of 4 bits in words of 32, in its own order
   kBitsAndBytes,       // NF4 and FP4 in blocks, scales doubly quantized or not; int8 rows
   kCompressedTensors,  // int8 and f8_e4m3 for activations of the same type (W8A8)
+  kAqlm,               // additive codebooks
 };
 
 struct HfLayoutInfo {

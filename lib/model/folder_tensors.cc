@@ -22,6 +22,7 @@ std::span<const std::string_view> SuffixesOf(const HfQuantization& quantization)
       "weight.nested_absmax",   "weight.quant_state.bitsandbytes__fp4",
       "weight.nested_quant_map"};
   static constexpr std::array<std::string_view, 2> kCompressed = {"weight_scale", "weight"};
+  static constexpr std::array<std::string_view, 3> kAqlm = {"codes", "codebooks", "scales"};
   switch (quantization.layout) {
     case HfLayout::kGptq:
     case HfLayout::kAwq:
@@ -29,6 +30,8 @@ std::span<const std::string_view> SuffixesOf(const HfQuantization& quantization)
     case HfLayout::kBitsAndBytes:
       if (quantization.scheme.code == Code::kUniform) return kRows;
       return kFourBits;
+    case HfLayout::kAqlm:
+      return kAqlm;
     case HfLayout::kCompressedTensors:
       break;
   }

@@ -44,6 +44,12 @@ constexpr std::array kLayouts = {
         FillCompressed,
         CompressedShape,
         ReadCompressed},
+    Row{{HfLayout::kAqlm, "aqlm", "additive codebooks, such as '2x8g8 f16'"},
+        CheckAqlmScheme,
+        AqlmTensors,
+        FillAqlm,
+        AqlmShape,
+        ReadAqlm},
 };
 
 const Row& RowOf(HfLayout layout) { return kLayouts[static_cast<size_t>(layout)]; }

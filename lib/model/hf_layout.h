@@ -21,11 +21,13 @@ Status CheckGptqScheme(const Scheme& scheme);
 Status CheckAwqScheme(const Scheme& scheme);
 Status CheckBitsAndBytesScheme(const Scheme& scheme);
 Status CheckCompressedScheme(const Scheme& scheme);
+Status CheckAqlmScheme(const Scheme& scheme);
 
 using HfTensorList = Result<std::vector<HfTensor>>;
 HfTensorList WordTensors(const HfQuantization& quantization, int64_t rows, int64_t cols);
 HfTensorList BitsAndBytesTensors(const HfQuantization& quantization, int64_t rows, int64_t cols);
 HfTensorList CompressedTensors(const HfQuantization& quantization, int64_t rows, int64_t cols);
+HfTensorList AqlmTensors(const HfQuantization& quantization, int64_t rows, int64_t cols);
 
 // Fill the data of what those give.
 Status FillWords(const HfQuantization& quantization, const QuantizedTensor& matrix, DType dtype,
@@ -34,12 +36,15 @@ Status FillBitsAndBytes(const HfQuantization& quantization, const QuantizedTenso
                         DType dtype, std::span<HfTensor> tensors);
 Status FillCompressed(const HfQuantization& quantization, const QuantizedTensor& matrix,
                       DType dtype, std::span<HfTensor> tensors);
+Status FillAqlm(const HfQuantization& quantization, const QuantizedTensor& matrix, DType dtype,
+                std::span<HfTensor> tensors);
 
 Result<HfShape> WordsShape(const HfQuantization& quantization, std::span<const HfTensor> tensors);
 Result<HfShape> BitsAndBytesShape(const HfQuantization& quantization,
                                   std::span<const HfTensor> tensors);
 Result<HfShape> CompressedShape(const HfQuantization& quantization,
                                 std::span<const HfTensor> tensors);
+Result<HfShape> AqlmShape(const HfQuantization& quantization, std::span<const HfTensor> tensors);
 
 Result<QuantizedTensor> ReadWords(const HfQuantization& quantization,
                                   std::span<const HfTensor> tensors);
@@ -47,6 +52,8 @@ Result<QuantizedTensor> ReadBitsAndBytes(const HfQuantization& quantization,
                                          std::span<const HfTensor> tensors);
 Result<QuantizedTensor> ReadCompressed(const HfQuantization& quantization,
                                        std::span<const HfTensor> tensors);
+Result<QuantizedTensor> ReadAqlm(const HfQuantization& quantization,
+                                 std::span<const HfTensor> tensors);
 
 // --- For them. ---
 

@@ -89,6 +89,14 @@ Json WriteCompressed(const HfQuantization& q) {
           {"global_compression_ratio", nullptr}};
 }
 
+Json WriteAqlm(const HfQuantization& q) {
+  return {{"num_codebooks", q.scheme.codebooks},
+          {"nbits_per_codebook", q.scheme.bits},
+          {"in_group_size", q.scheme.vector},
+          {"out_group_size", 1},
+          {"linear_weights_not_to_quantize", {"lm_head.weight"}}};
+}
+
 // --- Reading. ---
 
 Result<Scheme> ReadIntegers(const JsonObject& json) {
@@ -161,6 +169,26 @@ Result<HfQuantization> ReadCompressedConfig(const JsonObject& json) {
   return q;
 }
 
+// The tensors tell the type of codebooks and scales.
+Result<HfQuantization> ReadAqlmConfig(const JsonObject& json) {
+  HfQuantization q{HfLayout::kAqlm, {}, false};
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t codebooks, json.Integer("num_codebooks", 1, 255));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t bits, json.Integer("nbits_per_codebook", 1, 255));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t vector, json.Integer("in_group_size", 1, 255));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t rows, json.Integer("out_group_size", 1, 255));
+  if (rows != 1) {
+    return Unsupported(json.name() + ": vectors of several rows (out_group_size " +
+                       std::to_string(rows) + ")");
+  }
+  q.scheme = {.code = Code::kAdditive,
+              .bits = static_cast<uint8_t>(bits),
+              .granularity = Granularity::kChannel,
+              .scale_dtype = DType::kF16,
+              .codebooks = static_cast<uint8_t>(codebooks),
+              .vector = static_cast<uint8_t>(vector)};
+  return q;
+}
+
 }  // namespace
 
 nlohmann::json WriteHfQuantization(const HfQuantization& quantization,
@@ -175,6 +203,8 @@ nlohmann::json WriteHfQuantization(const HfQuantization& quantization,
         return WriteBitsAndBytes(quantization);
       case HfLayout::kCompressedTensors:
         return WriteCompressed(quantization);
+      case HfLayout::kAqlm:
+        return WriteAqlm(quantization);
     }
     return {};
   };
@@ -202,6 +232,8 @@ Result<std::optional<HfQuantization>> ReadHfQuantization(const JsonObject& confi
         return ReadBitsAndBytesConfig(json);
       case HfLayout::kCompressedTensors:
         return ReadCompressedConfig(json);
+      case HfLayout::kAqlm:
+        return ReadAqlmConfig(json);
     }
     return InternalError("no such layout");
   };

@@ -256,6 +256,9 @@ TEST(HfLayout, ComesBackToTheBit) {
                            "f8_e4m3 channel", "f8_e4m3 tensor"}) {
     check(HfLayout::kCompressedTensors, name, 12, 40);
   }
+  for (const char* name : {"2x8g8 channel f16", "1x8g16 channel bf16", "3x8g32 channel"}) {
+    check(HfLayout::kAqlm, name, 12, 96);
+  }
 }
 
 // What bitsandbytes itself saved and read back: see reference/bitsandbytes_layout.py.
@@ -317,12 +320,36 @@ TEST(HfLayout, IsWhatBitsAndBytesSaves) {
   }
 }
 
+// As AQLM's own layers decode: the sum of the entries that a vector's codes name, times the scale
+// of the row.
+TEST(HfLayout, AqlmLiesAsItsLayersHaveIt) {
+  constexpr int64_t kRows = 24, kCols = 48;
+  const QuantizedTensor matrix = Made("2x8g8 f16", kRows, kCols);
+  const auto tensors = Laid(HfLayout::kAqlm, matrix);
+  const auto codes = Values<int8_t>(tensors, "codes", {kRows, kCols / 8, 2});
+  const auto books = Values<F16>(tensors, "codebooks", {2, 256, 1, 8});
+  const auto scales = Values<F16>(tensors, "scales", {kRows, 1, 1, 1});
+  std::vector<float> decoded(kRows * kCols);
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t j = 0; j < kCols; ++j) {
+      const auto entry = [&](int64_t c) {
+        const int64_t code = codes[static_cast<size_t>((r * (kCols / 8) + j / 8) * 2 + c)] & 255;
+        return ToFloat(books[static_cast<size_t>((c * 256 + code) * 8 + j % 8)]);
+      };
+      decoded[static_cast<size_t>(r * kCols + j)] =
+          (entry(0) + entry(1)) * ToFloat(scales[static_cast<size_t>(r)]);
+    }
+  }
+  ExpectSameBits(decoded, Decoded(matrix));
+}
+
 TEST(HfLayout, TellsWhichSchemesItHolds) {
   const auto found = [](const char* scheme) { return FindHfLayout(*ParseScheme(scheme)); };
   EXPECT_EQ(*found("int4 sym g128 f16"), HfLayout::kGptq);
   EXPECT_EQ(*found("nf4 g64 double"), HfLayout::kBitsAndBytes);
   EXPECT_EQ(*found("int8 sym channel"), HfLayout::kBitsAndBytes);
   EXPECT_EQ(*found("int8 sym tensor"), HfLayout::kCompressedTensors);
+  EXPECT_EQ(*found("2x8g8 f16"), HfLayout::kAqlm);
   const Status none = found("int5 sym g128").status();
   EXPECT_EQ(none.code(), StatusCode::kUnsupported);
   for (const HfLayoutInfo& info : AllHfLayouts()) {
@@ -358,6 +385,8 @@ TEST(HfLayout, RefusesShapesWithoutAPlace) {
   EXPECT_FALSE(fits(HfLayout::kAwq, "int4 asym g32 f16", 8, 48));
   EXPECT_FALSE(fits(HfLayout::kBitsAndBytes, "nf4 g64", 8, 96));
   EXPECT_FALSE(fits(HfLayout::kCompressedTensors, "int8 sym channel", 0, 96));
+  EXPECT_TRUE(fits(HfLayout::kAqlm, "1x16g8 f16", 3, 24));
+  EXPECT_FALSE(fits(HfLayout::kAqlm, "1x16g8 f16", 3, 20));
 }
 
 // What a damaged file's tensors say of each other.
@@ -442,6 +471,24 @@ TEST(HfLayout, RefusesDamage) {
   }
   EXPECT_NE(code(HfLayout::kBitsAndBytes, nested, state("[]")), StatusCode::kOk);
   EXPECT_NE(code(HfLayout::kBitsAndBytes, nested, state("{")), StatusCode::kOk);
+
+  const char* books = "2x8g8 f16";
+  EXPECT_EQ(code(HfLayout::kAqlm, books, [](Tensors&) {}), StatusCode::kOk);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(
+        code(HfLayout::kAqlm, books, [i](Tensors& t) { t.erase(t.begin() + static_cast<int>(i)); }),
+        StatusCode::kCorrupt);
+    for (const std::vector<int64_t>& shape :
+         {std::vector<int64_t>{3, 5}, {32, 16, 3}, {31, 16, 2}, {0, 16, 2}, {2, 256, 1, 4}}) {
+      EXPECT_EQ(code(HfLayout::kAqlm, books, resized(i, shape)), StatusCode::kCorrupt) << i;
+    }
+    EXPECT_NE(code(HfLayout::kAqlm, books, [i](Tensors& t) { t[i].dtype = DType::kI16; }),
+              StatusCode::kOk);
+    for (const int64_t size : {INT64_MAX, int64_t{-1}}) {
+      EXPECT_EQ(code(HfLayout::kAqlm, books, [=](Tensors& t) { t[i].shape[1] = size; }),
+                StatusCode::kCorrupt);
+    }
+  }
 
   const char* rows = "int8 sym channel";
   EXPECT_EQ(code(HfLayout::kBitsAndBytes, rows, resized(1, {31})), StatusCode::kCorrupt);
