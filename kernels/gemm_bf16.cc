@@ -91,6 +91,7 @@ Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> pro
     task.n_rows = std::min(task_rows, weights.rows - task.n0);
     task.m0 = number / n_tasks * kSlabRows;
     task.m_rows = std::min(kSlabRows, products[i].activations.rows - task.m0);
+    if (weights.tile_rows > 1) task.few_chunks = kBlockChunks / 2;
     MultiplyTileTask(
         gemm.tiles, chunks, slabs + begins[i] + SlabBytes(task.m0, chunks), task, step_rows,
         [&](const TileStep& step, const TileStep& next, uint8_t* to) {

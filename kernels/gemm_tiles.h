@@ -99,6 +99,9 @@ void ForSlabBlocks(int64_t rows, int64_t chunks, int64_t m, const Function& func
 // One task's part of a product: weight rows [n0, n0 + n_rows) by one slab's activation rows.
 struct TileTask {
   int64_t n0, n_rows, m0, m_rows;
+  // Chunks of a step with at most kPairRows activation rows. Half a block keeps panel and slab in
+  // the first-level cache; where rows are decoded one by one, what each call costs weighs more.
+  int64_t few_chunks = kBlockChunks;
 };
 
 // Weights that are decoded together: chunks [chunk, chunk + chunk_count) of rows
@@ -182,25 +185,24 @@ void MultiplyTileStep(const TileUnit<Sum>& unit, const uint8_t* slab, const Tile
 }
 
 // A task of at most kPairRows activation rows: 32 weight rows after another, whose sums stay in the
-// tile unit over all chunks. Steps are so short that their panel and slab fit the first-level
-// cache.
+// tile unit over all chunks.
 template <class Sum, class Decode, class Store>
 void MultiplyFewRows(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* slab,
                      const TileTask& task, const Decode& decode, const Store& store,
                      const TileMemory<Sum>& memory) {
-  constexpr int64_t kStepChunks = kBlockChunks / 2;
+  const int64_t step_chunks = task.few_chunks;
   const int64_t end = task.n0 + task.n_rows;
   const int m_tiles = task.m_rows > kTileRows ? 2 : 1;
   for (int64_t row = task.n0; row < end; row += kPairRows) {
     const int64_t row_count = std::min(kPairRows, end - row);
-    for (int64_t chunk = 0; chunk < chunks; chunk += kStepChunks) {
-      const int64_t count = std::min(kStepChunks, chunks - chunk);
+    for (int64_t chunk = 0; chunk < chunks; chunk += step_chunks) {
+      const int64_t count = std::min(step_chunks, chunks - chunk);
       const bool last = chunk + count == chunks;
       TileStep next = {row, row_count, chunk + count,
-                       std::min(kStepChunks, chunks - chunk - count)};
+                       std::min(step_chunks, chunks - chunk - count)};
       if (last) {
         next = {row + row_count, std::min(kPairRows, end - row - row_count), 0,
-                std::min(kStepChunks, chunks)};
+                std::min(step_chunks, chunks)};
       }
       decode(TileStep{row, row_count, chunk, count}, next, memory.panels);
       unit.accumulate(memory.panels, slab + chunk * kPairBytes, count,
