@@ -158,52 +158,43 @@ struct PackedQ5_K : PackedFormat<CodecQ5_K, 4, 1, 0, PackedScale::kSuperMin> {};
 struct PackedQ6_K : PackedFormat<CodecQ6_K, 4, 2, 32, PackedScale::kSuper> {};
 struct PackedTQ1_0 : PackedFormat<CodecTQ1_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedTQ2_0 : PackedFormat<CodecTQ2_0, 2, 0, 1, PackedScale::kHalf> {};
-struct PackedIQ4_NL : PackedFormat<CodecIQ4_NL, 4, 0, 128, PackedScale::kHalf> {
+
+// Stored codes are numbers of entries of kTable, which decode with 128 added.
+template <class Codec, int kLowBits, int kHighBits, PackedScale kScale>
+struct TableFormat : PackedFormat<Codec, kLowBits, kHighBits, 128, kScale> {
   static constexpr bool kHasTable = true;
+};
+struct PackedIQ4_NL : TableFormat<CodecIQ4_NL, 4, 0, PackedScale::kHalf> {
   static constexpr CodeTable kTable = TableOf(kIq4Values);
 };
-struct PackedIQ4_XS : PackedFormat<CodecIQ4_XS, 4, 0, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
+struct PackedIQ4_XS : TableFormat<CodecIQ4_XS, 4, 0, PackedScale::kSuper> {
   static constexpr CodeTable kTable = TableOf(kIq4Values);
 };
-struct PackedMXFP4 : PackedFormat<CodecMXFP4, 4, 0, 128, PackedScale::kExponent> {
-  static constexpr bool kHasTable = true;
+struct PackedMXFP4 : TableFormat<CodecMXFP4, 4, 0, PackedScale::kExponent> {
   static constexpr CodeTable kTable = TableOf(kFp4Doubled);
 };
-struct PackedIQ3_XXS : PackedFormat<CodecIQ3_XXS, 4, 0, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
+struct PackedIQ3_XXS : TableFormat<CodecIQ3_XXS, 4, 0, PackedScale::kSuper> {
   static constexpr CodeTable kTable = SignedTable(kIq3XxsValues);
   static constexpr float kScaleUnit = 0.25f;
 };
-struct PackedIQ3_S : PackedFormat<CodecIQ3_S, 4, 0, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
+struct PackedIQ3_S : TableFormat<CodecIQ3_S, 4, 0, PackedScale::kSuper> {
   static constexpr CodeTable kTable = SignedTable(kIq3SValues);
 };
-struct PackedIQ2_XXS : PackedFormat<CodecIQ2_XXS, 2, 1, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
+template <class Codec>
+struct PackedIQ2 : TableFormat<Codec, 2, 1, PackedScale::kSuper> {
   static constexpr CodeTable kTable = SignedTable(kIq2Values);
   static constexpr float kScaleUnit = 0.125f;
 };
-struct PackedIQ2_XS : PackedFormat<CodecIQ2_XS, 2, 1, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
-  static constexpr CodeTable kTable = SignedTable(kIq2Values);
-  static constexpr float kScaleUnit = 0.125f;
-};
-struct PackedIQ2_S : PackedFormat<CodecIQ2_S, 2, 1, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
-  static constexpr CodeTable kTable = SignedTable(kIq2Values);
-  static constexpr float kScaleUnit = 0.125f;
-};
-struct PackedIQ1_S : PackedFormat<CodecIQ1_S, 2, 1, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
+struct PackedIQ2_XXS : PackedIQ2<CodecIQ2_XXS> {};
+struct PackedIQ2_XS : PackedIQ2<CodecIQ2_XS> {};
+struct PackedIQ2_S : PackedIQ2<CodecIQ2_S> {};
+template <class Codec>
+struct PackedIQ1 : TableFormat<Codec, 2, 1, PackedScale::kSuper> {
   static constexpr CodeTable kTable = ShiftedTable(kIq1Values);
   static constexpr float kScaleUnit = 0.125f;
 };
-struct PackedIQ1_M : PackedFormat<CodecIQ1_M, 2, 1, 128, PackedScale::kSuper> {
-  static constexpr bool kHasTable = true;
-  static constexpr CodeTable kTable = ShiftedTable(kIq1Values);
-  static constexpr float kScaleUnit = 0.125f;
-};
+struct PackedIQ1_S : PackedIQ1<CodecIQ1_S> {};
+struct PackedIQ1_M : PackedIQ1<CodecIQ1_M> {};
 
 // Half r of an unaligned array.
 inline F16 GetHalf(const std::byte* at, int r) {

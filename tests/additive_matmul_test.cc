@@ -58,15 +58,6 @@ QuantizedTensor RandomCodebooks(const std::string& name, int64_t rows, int64_t c
   return tensor;
 }
 
-std::vector<float> Product(const std::vector<float>& a, const QuantizedTensor& weights,
-                           int64_t m_rows, MatmulOptions options = {}) {
-  std::vector<float> out(static_cast<size_t>(m_rows * weights.rows()), NAN);
-  const Status status = Matmul(ViewOf(a.data(), m_rows, weights.cols()), weights,
-                               ViewOf(out.data(), m_rows, weights.rows()), options);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return out;
-}
-
 class Additive : public EveryTarget {};
 
 TEST_P(Additive, DecodesToTheBitWhatTheCodecSays) {

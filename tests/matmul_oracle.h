@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "nibble/matmul.h"
 #include "nibble/quantize.h"
 
 namespace nibble {
@@ -100,6 +101,16 @@ inline double LargestRelativeError(const Oracle& oracle, const std::vector<float
     if (error > 0) worst = std::max(worst, error / oracle.magnitude[i]);
   }
   return worst;
+}
+
+// activations[m_rows, cols] x weights^T.
+inline std::vector<float> Product(const std::vector<float>& a, const QuantizedTensor& weights,
+                                  int64_t m_rows, const MatmulOptions& options = {}) {
+  std::vector<float> out(static_cast<size_t>(m_rows * weights.rows()), NAN);
+  const Status status = Matmul(ViewOf(a.data(), m_rows, weights.cols()), weights,
+                               ViewOf(out.data(), m_rows, weights.rows()), options);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return out;
 }
 
 }  // namespace nibble

@@ -45,15 +45,6 @@ std::vector<float> IntegerActivations(int64_t rows, int64_t cols) {
   return a;
 }
 
-std::vector<float> Product(const std::vector<float>& a, const QuantizedTensor& weights,
-                           int64_t m_rows, MatmulOptions options = {}) {
-  std::vector<float> out(static_cast<size_t>(m_rows * weights.rows()), NAN);
-  const Status status = Matmul(ViewOf(a.data(), m_rows, weights.cols()), weights,
-                               ViewOf(out.data(), m_rows, weights.rows()), options);
-  EXPECT_TRUE(status.ok()) << status.message();
-  return out;
-}
-
 class PlanarProducts : public EveryTarget {};
 
 // Where rounding loses nothing, int8 products are exact but for float sums: any mistake in where a
