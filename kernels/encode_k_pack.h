@@ -72,6 +72,10 @@ inline void Pack(const FoundBlock& found, BlockQ5_1& b) {
   PackFifthBits(found.codes, b.qh);
   PackNibbles<16>(found.codes, b.qs);
 }
+inline void Pack(const FoundBlock& found, BlockQ8_0& b) {
+  b.d = ToF16(found.d);
+  for (int j = 0; j < 32; ++j) b.qs[j] = static_cast<int8_t>(found.codes[j] - 127);
+}
 inline void Pack(const FoundBlock& found, BlockIQ4_NL& b) {
   b.d = ToF16(found.d);
   PackNibbles<16>(found.codes, b.qs);

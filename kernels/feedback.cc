@@ -41,6 +41,8 @@ void WithSearched(Format format, const Function& function) {
       return function(SearchQ5_0());
     case Format::kQ5_1:
       return function(SearchQ5_1());
+    case Format::kQ8_0:
+      return function(SearchQ8_0());
     default:
       return;
   }

@@ -122,6 +122,13 @@ struct SearchQ5_0 : SearchedFormat<BlockQ5_0, 1, 32> {
                                                    0.82f, 1.2f,  1.03f, 1.09f, 0.92f, 0.96f};
   static constexpr int kRounds = 2;
 };
+// For error feedback alone: without it the format is encoded as ggml does.
+struct SearchQ8_0 : SearchedFormat<BlockQ8_0, 1, 32> {
+  static constexpr bool kAffine = false;
+  using Book = UniformBook<-127, 127>;
+  static constexpr float kImportanceStretches[] = {1.0f, 0.996f, 0.992f, 1.002f, 0.984f};
+  static constexpr int kRounds = 2;
+};
 struct SearchQ4_1 : SearchedFormat<BlockQ4_1, 1, 32> {
   static constexpr bool kAffine = true;
   static constexpr float kLargest = 15;

@@ -19,16 +19,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Codebooks of kCodes values. kExtreme is the code of largest magnitude; Nearest() gives the code
 // nearest to a quotient, Stored() the number that is packed for it.
 
-// The integers of [kLow, -kLow - 1].
-template <int kLow>
+// The integers of [kLow, kHigh].
+template <int kLow, int kHigh = -kLow - 1>
 struct UniformBook {
   static constexpr float kExtreme = kLow;
-  static constexpr int kCodes = -2 * kLow;
+  static constexpr int kCodes = kHigh - kLow + 1;
   static constexpr float Value(int i) { return static_cast<float>(kLow + i); }
 
   template <class D, class V = FloatVec<D>>
   static HWY_INLINE V Nearest(D d, V quotient) {
-    return RoundWithin(d, quotient, kLow, -kLow - 1);
+    return RoundWithin(d, quotient, kLow, kHigh);
   }
   template <class D, class V = FloatVec<D>>
   static HWY_INLINE auto Stored(D d, V quotient) {

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nibble/quantized_tensor.h"
 #include "nlohmann/json.hpp"
 
 namespace nibble {
@@ -60,6 +61,16 @@ std::string Digest(std::span<const Word> words) {
 
 inline std::string Digest(const std::vector<std::byte>& bytes) {
   return Digest(std::span<const std::byte>(bytes));
+}
+
+// Of all planes, one after another.
+inline std::string Digest(const QuantizedTensor& tensor) {
+  std::vector<std::byte> all;
+  for (int p = 0; p < kPlaneCount; ++p) {
+    const auto bytes = tensor.plane(static_cast<Plane>(p)).bytes();
+    all.insert(all.end(), bytes.begin(), bytes.end());
+  }
+  return Digest(all);
 }
 
 // Of the bits of floats; NaNs count as one value.

@@ -75,9 +75,9 @@ struct GptqReport {
                              // the relative error of the layer's output
 };
 
-// Quantizes to a block format other than q8_0, the scalars and the ternary ones, for the least
-// error of the layer's output over the inputs that `hessian` saw: scales are chosen by the error
-// that is left after feedback, super-scales refitted to the codes.
+// Quantizes to a block format other than mxfp4, the scalars, the ternary and the decode-only ones,
+// for the least error of the layer's output over the inputs that `hessian` saw: scales are chosen
+// by the error that is left after feedback, super-scales refitted to the codes.
 Result<QuantizedTensor> QuantizeGptq(TensorView weights, Format format, const Hessian& hessian,
                                      const GptqOptions& options = {}, GptqReport* report = nullptr);
 

@@ -32,10 +32,13 @@ TEST_F(CliTest, HelpAndVersion) {
     EXPECT_NE(help.out.find(command), std::string::npos);
     EXPECT_EQ(Nibble(command + " --help").status, 0);
     EXPECT_EQ(Nibble(command).status, 2);
-    EXPECT_EQ(Nibble(command + " --no-such-option").status, 2);
+    const Outcome misspelt = Nibble(command + " --no-such-option");
+    EXPECT_EQ(misspelt.status, 2);
+    ExpectOneLine(misspelt, "'--no-such-option'");
   }
   EXPECT_EQ(Nibble("").status, 2);
   EXPECT_EQ(Nibble("nonsense").status, 2);
+  ExpectOneLine(Nibble("nonsense"), "'nonsense'");
 }
 
 TEST_F(CliTest, FromAHuggingFaceFolderToAQuantizedFile) {

@@ -1,6 +1,8 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <string>
+#include <vector>
 
 #include "fmt/core.h"
 #include "lib/io/output_file.h"
@@ -45,7 +47,13 @@ int Run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    fmt::print(stderr, "nibble: {}\n", error.what());
+    // A mistyped word says more than the option or command that is missing for it.
+    const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+    if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && !unknown.empty()) {
+      fmt::print(stderr, "nibble: unknown argument '{}'\n", unknown.front());
+    } else {
+      fmt::print(stderr, "nibble: {}\n", error.what());
+    }
     return kMisuse;
   }
   const int result = action();
