@@ -10,6 +10,7 @@
 #include "hwy/aligned_allocator.h"
 #include "hwy/highway.h"
 #include "kernels/dispatch.h"
+#include "kernels/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -26,27 +27,37 @@ constexpr int64_t kDepth = 256;
 // Rows of a that are packed together.
 constexpr int64_t kRows = 20 * kTileRows;
 
-// `depth` steps of kTileRows x 2 vectors: sums[i][j] = sum of a[k][i] b[k][j].
+// kTileRows rows of a: element (i, k) lies at row[i][k * step].
+template <class T>
+struct TileOfA {
+  const T* row[kTileRows];
+  int64_t step;
+};
+
+// `depth` steps of kTileRows x 2 vectors: sums[i][j] = sum over k of a(i, k) b[k][j].
 template <class D, class T = hn::TFromD<D>>
-HWY_INLINE void MultiplyTile(D d, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t depth,
+HWY_INLINE void MultiplyTile(D d, const TileOfA<T>& a, const T* HWY_RESTRICT b, int64_t depth,
                              T* HWY_RESTRICT sums) {
   const size_t lanes = hn::Lanes(d);
   using V = hn::Vec<D>;
   V s00 = hn::Zero(d), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00;
   V s30 = s00, s31 = s00, s40 = s00, s41 = s00, s50 = s00, s51 = s00;
-  for (int64_t k = 0; k < depth; ++k, a += kTileRows, b += kTileVectors * lanes) {
+  const T *a0 = a.row[0], *a1 = a.row[1], *a2 = a.row[2];
+  const T *a3 = a.row[3], *a4 = a.row[4], *a5 = a.row[5];
+  const int64_t end = depth * a.step;
+  for (int64_t k = 0; k < end; k += a.step, b += kTileVectors * lanes) {
     const V b0 = hn::Load(d, b), b1 = hn::Load(d, b + lanes);
-    const auto row = [&](int i, V& s0, V& s1) HWY_ATTR {
-      const V x = hn::Set(d, a[i]);
+    const auto row = [&](const T* from, V& s0, V& s1) HWY_ATTR {
+      const V x = hn::Set(d, from[k]);
       s0 = hn::Add(s0, hn::Mul(x, b0));
       s1 = hn::Add(s1, hn::Mul(x, b1));
     };
-    row(0, s00, s01);
-    row(1, s10, s11);
-    row(2, s20, s21);
-    row(3, s30, s31);
-    row(4, s40, s41);
-    row(5, s50, s51);
+    row(a0, s00, s01);
+    row(a1, s10, s11);
+    row(a2, s20, s21);
+    row(a3, s30, s31);
+    row(a4, s40, s41);
+    row(a5, s50, s51);
   }
   const auto store = [&](int64_t i, V s0, V s1) HWY_ATTR {
     hn::Store(s0, d, sums + (2 * i) * static_cast<int64_t>(lanes));
@@ -60,20 +71,29 @@ HWY_INLINE void MultiplyTile(D d, const T* HWY_RESTRICT a, const T* HWY_RESTRICT
   store(5, s50, s51);
 }
 
-// Elements (first + i, k) for i < tile, k < depth as [k][tile], zeros beyond `end`.
+// Elements (i, k) for i < tile, k < depth as [k][tile], zeros from i = count on.
 template <class T>
-HWY_INLINE void PackPanel(const T* data, int64_t stride, int64_t depth_stride, int64_t first,
-                          int64_t end, int64_t tile, int64_t depth, T* HWY_RESTRICT out) {
-  const int64_t count = std::min(tile, end - first);
-  for (int64_t k = 0; k < depth; ++k) {
-    const T* from = data + first * stride + k * depth_stride;
-    T* to = out + k * tile;
-    if (stride == 1) {
-      std::copy_n(from, count, to);
-    } else {
-      for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
+HWY_INLINE void PackPanel(StridedMatrix<T> from, int64_t count, int64_t tile, int64_t depth,
+                          T* HWY_RESTRICT out) {
+  constexpr int64_t square = kSquare<T>;
+  const T* data = from.data;
+  if (count == tile && from.row_stride == 1) {
+    for (int64_t k = 0; k < depth; ++k)
+      std::copy_n(data + k * from.col_stride, tile, out + k * tile);
+  } else if (count == tile && tile % square == 0 && depth % square == 0 && from.col_stride == 1) {
+    for (int64_t i = 0; i < tile; i += square) {
+      for (int64_t k = 0; k < depth; k += square) {
+        const T* rows[square];
+        for (int64_t r = 0; r < square; ++r) rows[r] = data + (i + r) * from.row_stride + k;
+        TransposeSquare(rows, out + k * tile + i, static_cast<size_t>(tile));
+      }
     }
-    std::fill(to + count, to + tile, T(0));
+  } else {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* element = data + k * from.col_stride;
+      for (int64_t i = 0; i < count; ++i) out[k * tile + i] = element[i * from.row_stride];
+      std::fill(out + k * tile + count, out + (k + 1) * tile, T(0));
+    }
   }
 }
 
@@ -82,24 +102,33 @@ void AddProductOf(StridedMatrix<T> a, StridedMatrix<T> b, int64_t m, int64_t n, 
                   T scale, T* c, int64_t c_stride) {
   const hn::ScalableTag<T> d;
   const int64_t width = kTileVectors * static_cast<int64_t>(hn::Lanes(d));
-  auto a_panels = hwy::AllocateAligned<T>(static_cast<size_t>(kRows * kDepth));
+  // Rows that lie in one piece are read where they are; columns would be far apart.
+  const bool packs_a = a.col_stride != 1;
+  auto a_panels = hwy::AllocateAligned<T>(packs_a ? static_cast<size_t>(kRows * kDepth) : 1);
   auto b_panel = hwy::AllocateAligned<T>(static_cast<size_t>(width * kDepth));
   HWY_ALIGN T sums[kTileRows * kTileVectors * hn::MaxLanes(d)];
   for (int64_t first = 0; first < m; first += kRows) {
     const int64_t end = std::min(m, first + kRows);
     for (int64_t k = 0; k < depth; k += kDepth) {
       const int64_t steps = std::min(kDepth, depth - k);
-      for (int64_t i = first; i < end; i += kTileRows) {
-        PackPanel(a.data + k * a.col_stride, a.row_stride, a.col_stride, i, end, kTileRows, steps,
-                  a_panels.get() + (i - first) * kDepth);
+      const auto panel = [&](int64_t i) { return a_panels.get() + (i - first) * kDepth; };
+      for (int64_t i = first; packs_a && i < end; i += kTileRows) {
+        PackPanel<T>({a.data + i * a.row_stride + k * a.col_stride, a.row_stride, a.col_stride},
+                     std::min(kTileRows, end - i), kTileRows, steps, panel(i));
       }
       for (int64_t j = 0; j < n; j += width) {
-        PackPanel(b.data + k * b.row_stride, b.col_stride, b.row_stride, j, n, width, steps,
-                  b_panel.get());
         const int64_t cols = std::min(width, n - j);
+        PackPanel<T>({b.data + k * b.row_stride + j * b.col_stride, b.col_stride, b.row_stride},
+                     cols, width, steps, b_panel.get());
         for (int64_t i = first; i < end; i += kTileRows) {
-          MultiplyTile(d, a_panels.get() + (i - first) * kDepth, b_panel.get(), steps, sums);
           const int64_t rows = std::min(kTileRows, end - i);
+          TileOfA<T> tile{{}, packs_a ? kTileRows : 1};
+          for (int64_t r = 0; r < kTileRows; ++r) {
+            // Of rows past the end, which are not stored, the last one takes the place.
+            tile.row[r] =
+                packs_a ? panel(i) + r : a.data + (i + std::min(r, rows - 1)) * a.row_stride + k;
+          }
+          MultiplyTile(d, tile, b_panel.get(), steps, sums);
           for (int64_t r = 0; r < rows; ++r) {
             T* out = c + (i + r) * c_stride + j;
             for (int64_t l = 0; l < cols; ++l) out[l] += scale * sums[r * width + l];

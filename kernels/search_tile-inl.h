@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kernels/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
@@ -112,65 +113,6 @@ HWY_INLINE V DivOrZero(D d, V a, V b) {
 template <class D, class V = FloatVec<D>>
 HWY_INLINE V Square(D, V v) {
   return hn::Mul(v, v);
-}
-
-// Transposes a 4x4 square of 32-bit values.
-template <typename T>
-HWY_INLINE void Transpose4x4(const T* const* from, T* to, size_t stride) {
-#if HWY_TARGET == HWY_SCALAR
-  for (size_t r = 0; r < 4; ++r) {
-    for (size_t c = 0; c < 4; ++c) to[c * stride + r] = from[r][c];
-  }
-#else
-  const hn::FixedTag<T, 4> d;
-  const hn::RepartitionToWide<decltype(d)> dw;
-  const auto r0 = hn::LoadU(d, from[0]), r1 = hn::LoadU(d, from[1]);
-  const auto r2 = hn::LoadU(d, from[2]), r3 = hn::LoadU(d, from[3]);
-  const auto low01 = hn::BitCast(dw, hn::InterleaveLower(d, r0, r1));
-  const auto low23 = hn::BitCast(dw, hn::InterleaveLower(d, r2, r3));
-  const auto high01 = hn::BitCast(dw, hn::InterleaveUpper(d, r0, r1));
-  const auto high23 = hn::BitCast(dw, hn::InterleaveUpper(d, r2, r3));
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dw, low01, low23)), d, to);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dw, low01, low23)), d, to + stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dw, high01, high23)), d, to + 2 * stride);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dw, high01, high23)), d, to + 3 * stride);
-#endif
-}
-
-// to[i * lanes + l] = from[l][i] for `length` (a multiple of 4) values of each of `lanes` arrays.
-template <typename T>
-HWY_INLINE void TransposeIn(const T* const* from, size_t lanes, size_t length, T* HWY_RESTRICT to) {
-  if (lanes % 4 != 0) {
-    for (size_t i = 0; i < length; ++i) {
-      for (size_t l = 0; l < lanes; ++l) to[i * lanes + l] = from[l][i];
-    }
-    return;
-  }
-  for (size_t l = 0; l < lanes; l += 4) {
-    for (size_t i = 0; i < length; i += 4) {
-      const T* const rows[4] = {from[l] + i, from[l + 1] + i, from[l + 2] + i, from[l + 3] + i};
-      Transpose4x4(rows, to + i * lanes + l, lanes);
-    }
-  }
-}
-
-// The way back: to[l][i] = from[i * lanes + l], arrays `pitch` apart.
-template <typename T>
-HWY_INLINE void TransposeOut(const T* HWY_RESTRICT from, size_t lanes, size_t length,
-                             T* HWY_RESTRICT to, size_t pitch) {
-  if (lanes % 4 != 0) {
-    for (size_t l = 0; l < lanes; ++l) {
-      for (size_t i = 0; i < length; ++i) to[l * pitch + i] = from[i * lanes + l];
-    }
-    return;
-  }
-  for (size_t l = 0; l < lanes; l += 4) {
-    for (size_t i = 0; i < length; i += 4) {
-      const T* rows[4];
-      for (size_t k = 0; k < 4; ++k) rows[k] = from + (i + k) * lanes + l;
-      Transpose4x4(rows, to + l * pitch + i, pitch);
-    }
-  }
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
