@@ -64,7 +64,11 @@ HWY_INLINE void MultiplyStreams(const std::byte* const* rows, int64_t cols, cons
         s13 = hn::MulAdd(a1, v3, s13);
       }
     };
-    const auto load_whole = [](auto d, const auto* p) HWY_ATTR { return hn::LoadU(d, p); };
+    // As bytes: the address may be odd, which not even pointers to larger numbers take.
+    const auto load_whole = [](auto d, const auto* p) HWY_ATTR {
+      const hn::Repartition<uint8_t, decltype(d)> bytes;
+      return hn::BitCast(d, hn::LoadU(bytes, reinterpret_cast<const uint8_t*>(p)));
+    };
     // A cache line of each stream at a time.
     const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
     int64_t k = col;
@@ -79,7 +83,6 @@ HWY_INLINE void MultiplyStreams(const std::byte* const* rows, int64_t cols, cons
     for (; k + lanes <= end; k += lanes) step(load_whole, k);
     if (k < end) {
       const size_t rest = static_cast<size_t>(end - k);
-      // Copied, because the address may be odd, which loads of one number do not take.
       const auto load_rest = [rest](auto d, const auto* p) HWY_ATTR {
         alignas(64) hn::TFromD<decltype(d)> numbers[hn::MaxLanes(d)];
         std::memset(numbers, 0, sizeof(numbers));

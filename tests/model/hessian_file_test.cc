@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -165,11 +166,9 @@ class Damaged {
     for (const SafetensorsInfo& tensor : tensors) {
       std::vector<std::byte> bytes(static_cast<size_t>(tensor.elements()) *
                                    DTypeBytes(tensor.dtype));
-      const bool is_sums = tensor.dtype == DType::kF32;
-      std::memcpy(
-          bytes.data(),
-          is_sums ? static_cast<const void*>(sums.data()) : static_cast<const void*>(&tokens),
-          std::min(bytes.size(), is_sums ? sums.size() * 4 : size_t{8}));
+      const auto from = tensor.dtype == DType::kF32 ? std::as_bytes(std::span(sums))
+                                                    : std::as_bytes(std::span(&tokens, 1));
+      std::copy_n(from.begin(), std::min(bytes.size(), from.size()), bytes.begin());
       EXPECT_TRUE(writer->Append(bytes).ok());
     }
     EXPECT_TRUE(writer->Finish().ok());
