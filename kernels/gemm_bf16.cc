@@ -84,13 +84,14 @@ Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> pro
   }
   parallel(tasks.count(), [&](int64_t index, int worker) {
     const auto [i, number] = tasks.At(index);
-    const WeightRows& weights = products[i].weights;
+    const Product<WeightRows>& product = products[i];
+    const WeightRows& weights = product.weights;
     const int64_t n_tasks = DivideUp(weights.rows, task_rows), chunks = Chunks(weights.cols);
     TileTask task;
     task.n0 = number % n_tasks * task_rows;
     task.n_rows = std::min(task_rows, weights.rows - task.n0);
     task.m0 = number / n_tasks * kSlabRows;
-    task.m_rows = std::min(kSlabRows, products[i].activations.rows - task.m0);
+    task.m_rows = std::min(kSlabRows, product.activations.rows - task.m0);
     if (weights.tile_rows > 1) task.few_chunks = kBlockChunks / 2;
     MultiplyTileTask(
         gemm.tiles, chunks, slabs + begins[i] + SlabBytes(task.m0, chunks), task, step_rows,
@@ -98,7 +99,7 @@ Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> pro
           DecodePanels(weights, step, next, to);
         },
         [&](const float* totals, int64_t m, int64_t m_count, int64_t n, int64_t n_count) {
-          gemm.store(totals, products[i].output, m, m_count, n, n_count);
+          gemm.store(totals, product.output, m, m_count, n, n_count);
         },
         scratch.Of(memory, worker));
   });
