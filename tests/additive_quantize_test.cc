@@ -1,4 +1,6 @@
 // Quantization to additive codebooks: what it gains, and that its bytes are the same everywhere.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -200,10 +202,35 @@ TEST(AdditiveQuantize, TakesAnyShape) {
   }
 }
 
+// Rows pass in slabs: many of them take no more memory beside weights and result.
+TEST(AdditiveQuantize, MemoryDoesNotGrowWithTheRows) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers keep memory of their own";
+#endif
+  const int64_t rows = 32768, cols = 256;
+  const int64_t weights_bytes = rows * cols * 4;
+  const std::vector<float> w = BellMatrix(rows, cols, 1);
+  const Hessian hessian = HessianOf(CorrelatedInputs(300, cols, 2), cols);
+  const auto peak = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return int64_t{usage.ru_maxrss} * 1024;
+  };
+  GptqOptions options;
+  options.sweeps = 0;
+  const int64_t before = peak();
+  const auto made =
+      QuantizeGptq(ViewOf(w.data(), rows, cols), Parse("1x8g8 f16"), hessian, options);
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  EXPECT_LT(peak() - before - static_cast<int64_t>(made->bytes()), weights_bytes / 3);
+}
+
 TEST(AdditiveQuantize, SaysWhatItCannotDo) {
   std::vector<float> w = BellMatrix(200, 16, 1);
   const TensorView view = ViewOf(w.data(), 200, 16);
-  EXPECT_EQ(Quantize(view, Parse("1x16g8 f16")).status().code(), StatusCode::kUnsupported);
+  const Status wide = Quantize(view, Parse("1x16g8 f16")).status();
+  EXPECT_EQ(wide.code(), StatusCode::kUnsupported);
+  EXPECT_NE(wide.message().find("2x8g8 channel f16 can be"), std::string::npos) << wide.message();
   const float table[4] = {0, 1, 2, 3};
   EXPECT_EQ(Quantize(view, Parse("2x8g8"), {}, table).status().code(),
             StatusCode::kInvalidArgument);

@@ -43,10 +43,9 @@ constexpr Golden kFormats[] = {
     {"q5_0", "e0f3437dd054b07b"},   {"q5_1", "0db0383df0e0040b"}, {"q8_0", "52ecf7ee8f5f5bff"},
 };
 constexpr Golden kSchemes[] = {
-    {"int4 sym g128 f16", "3c9671a209c1dac1"},
-    {"int3 asym g64 f16 act-order", "cbe78e85a09ad45c"},
-    {"int8 sym channel", "0c87f102cb0324b1"},
-    {"nf4 g64", "63ee46c045b72590"},
+    {"int4 sym g128 f16", "3c9671a209c1dac1"}, {"int3 asym g64 f16 act-order", "cbe78e85a09ad45c"},
+    {"int8 sym channel", "0c87f102cb0324b1"},  {"nf4 g64", "63ee46c045b72590"},
+    {"1x8g8 f16", "59f41e3621e468f2"},         {"2x8g16 bf16", "f54b4e97ff29fe10"},
 };
 
 class GoldenGptq : public EveryTarget {};

@@ -69,6 +69,10 @@ constexpr Golden kGolden[] = {
     {"f8_e4m3 channel bf16", "3e1cc114f47b6bc6", "3e1cc114f47b6bc6"},
     {"f8_e5m2 channel", "dc67207c36efc4c2", "dc67207c36efc4c2"},
     {"table3 g64", "fcc838d9110309c9", "5344335a629a23d8"},
+    {"1x8g8 f16", "64a348aaf89e5286", "0911a4f2a9dca5d0"},
+    {"2x8g8 f16", "7d09f0294065367f", "5a5609e395c245c4"},
+    {"3x8g16 bf16", "90b5057f3018e35a", "4de86cb47aecd120"},
+    {"2x8g32 f32", "f2a2c3d4308bfb6d", "cb5efc823305e048"},
 };
 
 class GoldenPlanar : public EveryTarget {};

@@ -109,14 +109,16 @@ class Report {
     PrintHead();
     const PerplexityResult unquantized = Must(Perplexity(model_, evaluation_, Options()));
     std::printf("\nUnquantized: perplexity %.3f.\n", unquantized.perplexity.value);
-    const Subject plain = SubjectOf(source_), planted = SubjectOf(Planted());
+    const Subject plain = SubjectOf(source_);
+    if (asked("few-bits")) FewBits(plain);
+    if (!asked("weights") && !asked("int8")) return;
+    const Subject planted = SubjectOf(Planted());
     if (asked("weights")) {
       std::printf("\n## Weights alone: the model as it is\n");
       Compare(plain, {"int3 asym g128 f16", "nf4 g64 f16"}, {Format::kQ3_K});
       std::printf("\n## Weights alone: the same function with planted outliers\n");
       Compare(planted, {"int4 asym g128 f16"}, {Format::kQ4_K});
     }
-    if (asked("few-bits")) FewBits(plain);
     if (asked("int8")) {
       PrintInt8Head();
       Activations("The model as it is", plain);

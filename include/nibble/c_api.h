@@ -170,7 +170,15 @@ nibble_status nibble_hessian_add(nibble_hessian* hessian, nibble_matrix inputs,
 /* Adds what another saw. */
 nibble_status nibble_hessian_merge(nibble_hessian* hessian, const nibble_hessian* other,
                                    nibble_error* error);
+/* From sums that the caller has: the upper triangle of X^T X over so many tokens, row by row,
+ * cols * (cols + 1) / 2 values. Refuses sums that are not finite, and negative ones of squares. */
+nibble_status nibble_hessian_from_triangle(int64_t cols, int64_t tokens, const float* sums,
+                                           size_t count, nibble_hessian** hessian,
+                                           nibble_error* error);
+int64_t nibble_hessian_cols(const nibble_hessian* hessian);
 int64_t nibble_hessian_tokens(const nibble_hessian* hessian);
+/* X^T X, row-major [cols, cols], symmetric; valid until the Hessian changes. */
+const float* nibble_hessian_sums(const nibble_hessian* hessian);
 /* Mean squares of the inputs, `cols` values: the importance of nibble_quantize_options. */
 nibble_status nibble_hessian_mean_squares(const nibble_hessian* hessian, float* out,
                                           nibble_error* error);
@@ -179,6 +187,13 @@ void nibble_hessian_free(nibble_hessian* hessian); /* NULL is fine */
 typedef struct nibble_gptq_options {
   double damping; /* share of the mean diagonal added to the diagonal; 0 stands for 0.01 */
   nibble_parallel_for parallel;
+  int sweeps; /* further passes, of block formats and codebooks; 0 stands for 2, less for none */
+  /* Of planar schemes. act_order: columns by falling mean square of their inputs, which needs a
+   * scheme with "act-order" or static groups; static_groups: scales are fixed before the pass;
+   * range_scales: they are taken from the range alone, as published. */
+  int act_order;
+  int static_groups;
+  int range_scales;
 } nibble_gptq_options;
 
 typedef struct nibble_gptq_report {
@@ -197,6 +212,62 @@ nibble_status nibble_tensor_quantize_gptq(nibble_matrix weights, const char* typ
                                           const nibble_gptq_options* options,
                                           nibble_gptq_report* report, nibble_tensor** tensor,
                                           nibble_error* error);
+
+/* ---- files of Hessians: those of `nibble calibrate --hessians` ---- */
+
+/* Matrices that see the same inputs, in GGUF's naming ("blk.0.attn_q.weight"). */
+typedef struct nibble_shared_inputs {
+  const char* const* matrices;
+  size_t matrix_count; /* at least 1; the first names the Hessian in the file */
+  int64_t cols;
+} nibble_shared_inputs;
+
+/* The text that the Hessians saw. */
+typedef struct nibble_calibration_note {
+  const char* text; /* its name */
+  const char* hash; /* of its tokens, in whatever way the caller takes it; or NULL */
+  int64_t context;  /* tokens in a window */
+  int64_t windows;
+} nibble_calibration_note;
+
+typedef struct nibble_hessian_file nibble_hessian_file;
+
+/* Maps a file. Everything but the sums is checked before it returns. */
+nibble_status nibble_hessian_file_open(const char* path, nibble_hessian_file** file,
+                                       nibble_error* error);
+size_t nibble_hessian_file_count(const nibble_hessian_file* file); /* of Hessians */
+nibble_status nibble_hessian_file_at(const nibble_hessian_file* file, size_t index,
+                                     nibble_shared_inputs* inputs, nibble_error* error);
+/* The place of the inputs that a matrix sees. */
+nibble_status nibble_hessian_file_find(const nibble_hessian_file* file, const char* matrix,
+                                       size_t* index, nibble_error* error);
+size_t nibble_hessian_file_text_count(const nibble_hessian_file* file);
+nibble_status nibble_hessian_file_text_at(const nibble_hessian_file* file, size_t index,
+                                          nibble_calibration_note* note, nibble_error* error);
+/* Refuses sums that are not finite, and negative ones of squares. */
+nibble_status nibble_hessian_file_read(const nibble_hessian_file* file, size_t index,
+                                       nibble_hessian** hessian, nibble_error* error);
+void nibble_hessian_file_close(nibble_hessian_file* file); /* NULL is fine */
+
+/* Writes the sums of all files: Hessians of the first in their order, then what only others have,
+ * one in memory at a time. `path` appears whole or not at all; it is none of the files. Refuses
+ * files that disagree on which matrices see the same inputs, or on their number. */
+nibble_status nibble_hessian_files_merge(const nibble_hessian_file* const* files, size_t count,
+                                         const char* path, nibble_error* error);
+
+/* Writes a file, one Hessian after another in the order of `inputs`. The file takes its name, in
+ * place of one that has it, when all are there and nibble_hessian_writer_finish succeeds. */
+typedef struct nibble_hessian_writer nibble_hessian_writer;
+
+nibble_status nibble_hessian_writer_create(const char* path, const nibble_shared_inputs* inputs,
+                                           size_t inputs_count,
+                                           const nibble_calibration_note* notes, size_t notes_count,
+                                           nibble_hessian_writer** writer, nibble_error* error);
+nibble_status nibble_hessian_writer_append(nibble_hessian_writer* writer,
+                                           const nibble_hessian* hessian, nibble_error* error);
+nibble_status nibble_hessian_writer_finish(nibble_hessian_writer* writer, nibble_error* error);
+/* NULL is fine; leaves nothing behind unless it was finished. */
+void nibble_hessian_writer_free(nibble_hessian_writer* writer);
 
 /* ---- products ---- */
 

@@ -12,6 +12,7 @@
 #include "lib/io/output_file.h"
 #include "lib/model/hf_layout.h"
 #include "lib/model/json_file.h"
+#include "lib/quantize/additive.h"
 #include "nibble/quantize.h"
 #include "nibble/safetensors.h"
 
@@ -327,6 +328,7 @@ Status Install(const std::string& unfinished, const std::string& target) {
 }
 
 Status CheckMethod(const Scheme& scheme, const QuantizedFolderOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckCodebooks(scheme));
   const bool text = options.text != nullptr, hessians = options.hessians != nullptr;
   if ((options.model != nullptr) != text || (text && hessians)) {
     return InvalidArgument("error feedback needs a model and a text, or Hessians");

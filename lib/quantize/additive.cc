@@ -329,11 +329,6 @@ class Slab {
   RowMatrix weights_, errors_;
 };
 
-Status CheckCodebooks(const Scheme& scheme) {
-  if (scheme.bits == 8) return OkStatus();
-  return Unsupported(SchemeName(scheme) + ": codebooks of 2^16 entries are read, not made");
-}
-
 // Codes, codebooks and scales in turn.
 Result<QuantizedTensor> Quantize(const ErrorMetric& metric, TensorView weights,
                                  const Scheme& scheme, NonFinite non_finite, int sweeps,
@@ -387,6 +382,15 @@ Result<QuantizedTensor> Quantize(const ErrorMetric& metric, TensorView weights,
 }
 
 }  // namespace
+
+Status CheckCodebooks(const Scheme& scheme) {
+  if (scheme.code != Code::kAdditive || scheme.bits == 8) return OkStatus();
+  Scheme same_codes = scheme;
+  same_codes.bits = 8;
+  same_codes.codebooks = static_cast<uint8_t>(std::min(8, 2 * scheme.codebooks));
+  return Unsupported(SchemeName(scheme) + ": codebooks of 2^16 entries are read, not made; " +
+                     SchemeName(same_codes) + " can be");
+}
 
 Result<QuantizedTensor> QuantizeAdditive(TensorView weights, const Scheme& scheme,
                                          const QuantizeOptions& options) {

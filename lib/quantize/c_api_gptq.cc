@@ -4,6 +4,7 @@
 #include <string>
 
 #include "lib/core/c_api.h"
+#include "lib/quantize/c_api_hessian.h"
 #include "nibble/gptq.h"
 #include "nibble/scheme.h"
 
@@ -16,18 +17,33 @@ using nibble::c_api::Call;
 using nibble::c_api::CheckPointer;
 using nibble::c_api::Release;
 
-struct nibble_hessian {
-  Hessian value;
-};
+namespace {
+
+Status CheckCols(int64_t cols) {
+  if (cols > 0 && cols <= std::numeric_limits<int32_t>::max()) return OkStatus();
+  return InvalidArgument("a Hessian of " + std::to_string(cols) + " columns");
+}
+
+nibble::GptqOptions ToGptqOptions(const nibble_gptq_options* options) {
+  nibble::GptqOptions gptq;
+  if (options == nullptr) return gptq;
+  if (options->damping != 0) gptq.damping = options->damping;
+  if (options->sweeps != 0) gptq.sweeps = std::max(0, options->sweeps);
+  gptq.act_order = options->act_order != 0;
+  gptq.static_groups = options->static_groups != 0;
+  gptq.search_scales = options->range_scales == 0;
+  gptq.parallel = nibble::c_api::ToParallelFor(&options->parallel);
+  return gptq;
+}
+
+}  // namespace
 
 extern "C" {
 
 nibble_status nibble_hessian_create(int64_t cols, nibble_hessian** hessian, nibble_error* error) {
   return Call(error, [&]() -> Status {
     NIBBLE_RETURN_IF_ERROR(CheckPointer(hessian, "hessian"));
-    if (cols <= 0 || cols > std::numeric_limits<int32_t>::max()) {
-      return InvalidArgument("a Hessian of " + std::to_string(cols) + " columns");
-    }
+    NIBBLE_RETURN_IF_ERROR(CheckCols(cols));
     *hessian = new nibble_hessian{Hessian(cols)};
     return OkStatus();
   });
@@ -49,6 +65,23 @@ nibble_status nibble_hessian_merge(nibble_hessian* hessian, const nibble_hessian
     NIBBLE_RETURN_IF_ERROR(CheckPointer(other, "other"));
     return hessian->value.Merge(other->value);
   });
+}
+
+nibble_status nibble_hessian_from_triangle(int64_t cols, int64_t tokens, const float* sums,
+                                           size_t count, nibble_hessian** hessian,
+                                           nibble_error* error) {
+  return Call(error, [&]() -> Status {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(sums, "sums"));
+    NIBBLE_RETURN_IF_ERROR(CheckPointer(hessian, "hessian"));
+    NIBBLE_RETURN_IF_ERROR(CheckCols(cols));
+    return Release(Hessian::FromTriangle(cols, tokens, {sums, count}), hessian);
+  });
+}
+
+int64_t nibble_hessian_cols(const nibble_hessian* hessian) { return hessian->value.cols(); }
+
+const float* nibble_hessian_sums(const nibble_hessian* hessian) {
+  return hessian->value.sums().data();
 }
 
 int64_t nibble_hessian_tokens(const nibble_hessian* hessian) { return hessian->value.tokens(); }
@@ -75,11 +108,7 @@ nibble_status nibble_tensor_quantize_gptq(nibble_matrix weights, const char* typ
     NIBBLE_RETURN_IF_ERROR(CheckPointer(hessian, "hessian"));
     NIBBLE_RETURN_IF_ERROR(CheckPointer(tensor, "tensor"));
     NIBBLE_ASSIGN_OR_RETURN(const auto view, nibble::c_api::ToView<TensorView>(weights));
-    nibble::GptqOptions gptq;
-    if (options != nullptr) {
-      if (options->damping != 0) gptq.damping = options->damping;
-      gptq.parallel = nibble::c_api::ToParallelFor(&options->parallel);
-    }
+    const nibble::GptqOptions gptq = ToGptqOptions(options);
     nibble::GptqReport said;
     if (const nibble::FormatInfo* info = nibble::FindFormat(type)) {
       NIBBLE_RETURN_IF_ERROR(
