@@ -5,7 +5,7 @@ endif()
 include(CMakePackageConfigHelpers)
 
 set(config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
-foreach(library nibble nibble_model)
+foreach(library nibble nibble_model nibble_cuda)
   if(TARGET ${library})
     install(TARGETS ${library} EXPORT ${library}-targets)
     install(EXPORT ${library}-targets NAMESPACE nibble:: DESTINATION ${config_dir})

@@ -29,8 +29,8 @@ static int Fail(const char* what, const nibble_error* error) {
 }
 
 int main(void) {
-  const nibble_matrix in = {weights, NIBBLE_F32, kRows, kCols, 0};
-  const nibble_mutable_matrix out = {restored, NIBBLE_F32, kRows, kCols, 0};
+  const nibble_matrix in = {weights, NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU};
+  const nibble_mutable_matrix out = {restored, NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU};
   nibble_format_info format;
   const nibble_matrix x = {inputs, NIBBLE_F32, kTokens, kCols, 0};
   nibble_tensor* tensor = NULL;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "nibble/c_api.h"
 #include "nibble/llm_int8.h"
 
 namespace nibble {
@@ -141,6 +142,67 @@ TEST_F(BackendTest, TakesTheCallsWithTheirStream) {
   std::vector<float> host(64);
   EXPECT_EQ(Matmul(ViewOf(host.data(), 2, 32), *packed, ViewOf(host.data(), 2, 2)).code(),
             StatusCode::kInvalidArgument);
+}
+
+// From C: the device of matrices and tensors, and the stream, which needs no threads beside it.
+TEST_F(BackendTest, TakesTheCallsOfC) {
+  RegisterBackend(Device::kCuda, &kRecorder);
+  nibble_error error;
+  nibble_matrix in = {values_.data(), NIBBLE_F32, 2, 32, 0, NIBBLE_DEVICE_CUDA};
+  const nibble_mutable_matrix out = {values_.data(), NIBBLE_F32, 2, 32, 0, NIBBLE_DEVICE_CUDA};
+  nibble_parallel_for parallel = {};
+  parallel.stream = &stream_;
+  nibble_quantize_options options = {};
+  options.parallel = parallel;
+  const auto expect_call = [&](nibble_status status, const void* output) {
+    EXPECT_EQ(status, NIBBLE_OK) << error.message;
+    EXPECT_EQ(last_call.output, output);
+    EXPECT_EQ(last_call.stream, &stream_);
+    last_call = {};
+  };
+
+  nibble_tensor* blocks = nullptr;
+  ASSERT_EQ(nibble_tensor_quantize(in, "q8_0", &options, &blocks, &error), NIBBLE_OK);
+  EXPECT_EQ(nibble_tensor_device(blocks), NIBBLE_DEVICE_CUDA);
+  size_t bytes = 0;
+  const void* plane = nibble_tensor_plane(blocks, NIBBLE_PLANE_CODES, &bytes);
+  expect_call(NIBBLE_OK, plane);
+  expect_call(nibble_tensor_dequantize(blocks, out, &parallel, &error), out.data);
+  expect_call(nibble_quantize(in, 8, out.data, bytes, &options, &error), out.data);
+  expect_call(nibble_dequantize(8, plane, bytes, out, &parallel, &error), out.data);
+
+  const void* planes[NIBBLE_PLANE_COUNT] = {plane};
+  const size_t plane_bytes[NIBBLE_PLANE_COUNT] = {bytes};
+  nibble_tensor* borrowed = nullptr;
+  ASSERT_EQ(nibble_tensor_borrow("q8_0", 2, 32, NIBBLE_DEVICE_CUDA, planes, plane_bytes, &borrowed,
+                                 &error),
+            NIBBLE_OK);
+  EXPECT_EQ(nibble_tensor_device(borrowed), NIBBLE_DEVICE_CUDA);
+
+  nibble_matmul_options product = {};
+  product.parallel = parallel;
+  expect_call(nibble_matmul(in, borrowed, out, &product, &error), out.data);
+  expect_call(nibble_matmul_llm_int8(in, borrowed, out, 3.0f, &product, &error), out.data);
+  nibble_packed* packed = nullptr;
+  expect_call(nibble_pack(borrowed, NIBBLE_PRECISION_INT8, &parallel, &packed, &error), nullptr);
+  EXPECT_EQ(nibble_packed_bytes(packed, &bytes), nullptr);
+  EXPECT_EQ(bytes, 0u);
+  nibble_matmul_member member = {};
+  member.packed = packed;
+  member.out = out;
+  expect_call(nibble_matmul_group(in, &member, 1, &product, &error), out.data);
+
+  in.device = NIBBLE_DEVICE_ANY_INT;
+  EXPECT_EQ(nibble_matmul(in, borrowed, out, &product, &error), NIBBLE_INVALID_ARGUMENT);
+  // What only the CPU does refuses them.
+  in.device = NIBBLE_DEVICE_CUDA;
+  nibble_hessian* hessian = nullptr;
+  ASSERT_EQ(nibble_hessian_create(32, &hessian, &error), NIBBLE_OK);
+  EXPECT_NE(nibble_hessian_add(hessian, in, nullptr, &error), NIBBLE_OK);
+  nibble_hessian_free(hessian);
+  nibble_packed_free(packed);
+  nibble_tensor_free(borrowed);
+  nibble_tensor_free(blocks);
 }
 
 }  // namespace

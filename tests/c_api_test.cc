@@ -31,7 +31,7 @@ std::vector<float> Weights() {
 }
 
 nibble_matrix MatrixOf(const std::vector<float>& weights) {
-  return {weights.data(), NIBBLE_F32, kRows, kCols, 0};
+  return {weights.data(), NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU};
 }
 
 // One std::thread an index: slow, and certainly not the calling thread.
@@ -88,7 +88,7 @@ TEST(CApi, QuantizesAsCppDoesOnTheCallersThreads) {
     std::atomic<int64_t> tasks = 0;
     nibble_quantize_options options = {};
     options.importance = importance.data();
-    options.parallel = {RunOnThreads, &tasks, 2};
+    options.parallel = {RunOnThreads, &tasks, 2, nullptr};
     std::vector<std::byte> blocks(bytes);
     ASSERT_EQ(nibble_quantize(MatrixOf(weights), id, blocks.data(), bytes, &options, &error),
               NIBBLE_OK)
@@ -97,10 +97,10 @@ TEST(CApi, QuantizesAsCppDoesOnTheCallersThreads) {
     EXPECT_EQ(std::memcmp(blocks.data(), expected->plane(nibble::Plane::kCodes).data(), bytes), 0);
 
     std::vector<float> decoded(weights.size()), expected_decoded(weights.size());
-    ASSERT_EQ(
-        nibble_dequantize(id, blocks.data(), bytes, {decoded.data(), NIBBLE_F32, kRows, kCols, 0},
-                          &options.parallel, &error),
-        NIBBLE_OK)
+    ASSERT_EQ(nibble_dequantize(id, blocks.data(), bytes,
+                                {decoded.data(), NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU},
+                                &options.parallel, &error),
+              NIBBLE_OK)
         << error.message;
     ASSERT_TRUE(
         nibble::Dequantize(*expected, nibble::ViewOf(expected_decoded.data(), kRows, kCols)).ok());
@@ -131,22 +131,26 @@ TEST(CApi, HandlesHoldFormatsAndSchemesAlike) {
 
     // A handle around the same planes decodes to the same weights.
     nibble_tensor* borrowed = nullptr;
-    ASSERT_EQ(nibble_tensor_borrow(type, kRows, kCols, planes, plane_bytes, &borrowed, &error),
+    ASSERT_EQ(nibble_tensor_borrow(type, kRows, kCols, NIBBLE_DEVICE_CPU, planes, plane_bytes,
+                                   &borrowed, &error),
               NIBBLE_OK)
         << error.message;
     std::vector<float> a(weights.size()), b(weights.size(), -1);
     EXPECT_EQ(
-        nibble_tensor_dequantize(tensor, {a.data(), NIBBLE_F32, kRows, kCols, 0}, nullptr, &error),
+        nibble_tensor_dequantize(tensor, {a.data(), NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU},
+                                 nullptr, &error),
         NIBBLE_OK);
-    EXPECT_EQ(nibble_tensor_dequantize(borrowed, {b.data(), NIBBLE_F32, kRows, kCols, 0}, nullptr,
-                                       &error),
-              NIBBLE_OK);
+    EXPECT_EQ(
+        nibble_tensor_dequantize(
+            borrowed, {b.data(), NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU}, nullptr, &error),
+        NIBBLE_OK);
     EXPECT_EQ(a, b);
     for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], weights[i], 0.02f);
 
     ++plane_bytes[0];
     nibble_tensor* refused = nullptr;
-    EXPECT_EQ(nibble_tensor_borrow(type, kRows, kCols, planes, plane_bytes, &refused, &error),
+    EXPECT_EQ(nibble_tensor_borrow(type, kRows, kCols, NIBBLE_DEVICE_CPU, planes, plane_bytes,
+                                   &refused, &error),
               NIBBLE_INVALID_ARGUMENT);
     EXPECT_EQ(refused, nullptr);
     nibble_tensor_free(borrowed);
@@ -161,8 +165,9 @@ TEST(CApi, MultipliesAsTheDecodedWeightsDo) {
   nibble_tensor* tensor = nullptr;
   ASSERT_EQ(nibble_tensor_quantize(MatrixOf(weights), "q8_0", nullptr, &tensor, &error), NIBBLE_OK);
   std::vector<float> decoded(weights.size());
-  ASSERT_EQ(nibble_tensor_dequantize(tensor, {decoded.data(), NIBBLE_F32, kRows, kCols, 0}, nullptr,
-                                     &error),
+  ASSERT_EQ(nibble_tensor_dequantize(
+                tensor, {decoded.data(), NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU}, nullptr,
+                &error),
             NIBBLE_OK);
   std::vector<float> activations(2 * kCols), out(2 * kRows, 1.0f), bias(kRows, 0.25f);
   for (size_t i = 0; i < activations.size(); ++i) {
@@ -172,9 +177,10 @@ TEST(CApi, MultipliesAsTheDecodedWeightsDo) {
   options.precision = NIBBLE_PRECISION_F32;
   options.accumulate = 1;
   options.bias = bias.data();
-  ASSERT_EQ(nibble_matmul({activations.data(), NIBBLE_F32, 2, kCols, 0}, tensor,
-                          {out.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
-            NIBBLE_OK)
+  ASSERT_EQ(
+      nibble_matmul({activations.data(), NIBBLE_F32, 2, kCols, 0, NIBBLE_DEVICE_CPU}, tensor,
+                    {out.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU}, &options, &error),
+      NIBBLE_OK)
       << error.message;
   for (int64_t m = 0; m < 2; ++m) {
     for (int64_t n = 0; n < kRows; ++n) {
@@ -189,9 +195,10 @@ TEST(CApi, MultipliesAsTheDecodedWeightsDo) {
     }
   }
   options.precision = static_cast<nibble_precision>(9);
-  EXPECT_EQ(nibble_matmul({activations.data(), NIBBLE_F32, 2, kCols, 0}, tensor,
-                          {out.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
-            NIBBLE_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      nibble_matmul({activations.data(), NIBBLE_F32, 2, kCols, 0, NIBBLE_DEVICE_CPU}, tensor,
+                    {out.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU}, &options, &error),
+      NIBBLE_INVALID_ARGUMENT);
   nibble_tensor_free(tensor);
 }
 
@@ -211,20 +218,21 @@ TEST(CApi, MultipliesGroupsOfPlainAndPackedWeights) {
   for (size_t i = 0; i < activations.size(); ++i) {
     activations[i] = std::cos(static_cast<float>(i));
   }
-  const nibble_matrix in = {activations.data(), NIBBLE_F32, 2, kCols, 0};
+  const nibble_matrix in = {activations.data(), NIBBLE_F32, 2, kCols, 0, NIBBLE_DEVICE_CPU};
   nibble_matmul_options options = {};
   options.precision = NIBBLE_PRECISION_F32;
-  ASSERT_EQ(nibble_matmul(in, tensor, {single.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+  ASSERT_EQ(nibble_matmul(in, tensor, {single.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU},
+                          &options, &error),
             NIBBLE_OK);
 
   std::vector<float> first(2 * kRows), second(3 * kRows);
   const int32_t rows[] = {1, 0, 1};
   std::vector<nibble_matmul_member> members(2);
   members[0].packed = mapped;
-  members[0].out = {first.data(), NIBBLE_F32, 2, kRows, 0};
+  members[0].out = {first.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU};
   members[0].bias = bias.data();
   members[1].weights = tensor;
-  members[1].out = {second.data(), NIBBLE_F32, 3, kRows, 0};
+  members[1].out = {second.data(), NIBBLE_F32, 3, kRows, 0, NIBBLE_DEVICE_CPU};
   members[1].rows = rows;
   ASSERT_EQ(nibble_matmul_group(in, members.data(), 2, &options, &error), NIBBLE_OK)
       << error.message;
@@ -262,21 +270,25 @@ TEST(CApi, MultipliesInt8Activations) {
   }
   std::vector<float> given(2 * kRows), rounded(given.size()), split(given.size());
   nibble_matmul_options options = {};
-  const nibble_matrix in = {codes.data(), NIBBLE_I8, 2, kCols, 0};
-  EXPECT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+  const nibble_matrix in = {codes.data(), NIBBLE_I8, 2, kCols, 0, NIBBLE_DEVICE_CPU};
+  EXPECT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU},
+                          &options, &error),
             NIBBLE_INVALID_ARGUMENT);
   options.activation_scales = scales.data();
   options.activation_scales_count = scales.size();
-  ASSERT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+  ASSERT_EQ(nibble_matmul(in, tensor, {given.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU},
+                          &options, &error),
             NIBBLE_OK)
       << error.message;
   options = {};
   options.precision = NIBBLE_PRECISION_INT8_PER_ROW;
-  const nibble_matrix floats = {activations.data(), NIBBLE_F32, 2, kCols, 0};
+  const nibble_matrix floats = {activations.data(), NIBBLE_F32, 2, kCols, 0, NIBBLE_DEVICE_CPU};
   ASSERT_EQ(
-      nibble_matmul(floats, tensor, {rounded.data(), NIBBLE_F32, 2, kRows, 0}, &options, &error),
+      nibble_matmul(floats, tensor, {rounded.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU},
+                    &options, &error),
       NIBBLE_OK);
-  ASSERT_EQ(nibble_matmul_llm_int8(floats, tensor, {split.data(), NIBBLE_F32, 2, kRows, 0}, 6.0f,
+  ASSERT_EQ(nibble_matmul_llm_int8(floats, tensor,
+                                   {split.data(), NIBBLE_F32, 2, kRows, 0, NIBBLE_DEVICE_CPU}, 6.0f,
                                    nullptr, &error),
             NIBBLE_OK)
       << error.message;
@@ -297,8 +309,9 @@ TEST(CApi, CalibratesAsCppDoes) {
   nibble_hessian *hessian = nullptr, *rest = nullptr;
   ASSERT_EQ(nibble_hessian_create(kCols, &hessian, &error), NIBBLE_OK);
   ASSERT_EQ(nibble_hessian_create(kCols, &rest, &error), NIBBLE_OK);
-  const nibble_matrix first = {inputs.data(), NIBBLE_F32, 200, kCols, 0};
-  const nibble_matrix second = {inputs.data() + 200 * kCols, NIBBLE_F32, 100, kCols, 0};
+  const nibble_matrix first = {inputs.data(), NIBBLE_F32, 200, kCols, 0, NIBBLE_DEVICE_CPU};
+  const nibble_matrix second = {
+      inputs.data() + 200 * kCols, NIBBLE_F32, 100, kCols, 0, NIBBLE_DEVICE_CPU};
   ASSERT_EQ(nibble_hessian_add(hessian, first, nullptr, &error), NIBBLE_OK) << error.message;
   ASSERT_EQ(nibble_hessian_add(rest, second, nullptr, &error), NIBBLE_OK) << error.message;
   ASSERT_EQ(nibble_hessian_merge(hessian, rest, &error), NIBBLE_OK) << error.message;
@@ -644,12 +657,16 @@ TEST(CApi, SaysWhatIsWrong) {
   ASSERT_EQ(nibble_format_bytes(8, kRows, kCols, &bytes, &error), NIBBLE_OK);
   EXPECT_EQ(quantize(MatrixOf(weights), bytes - 1), NIBBLE_INVALID_ARGUMENT);
   EXPECT_STRNE(error.message, "");
-  EXPECT_EQ(quantize({nullptr, NIBBLE_F32, kRows, kCols, 0}, bytes), NIBBLE_INVALID_ARGUMENT);
-  EXPECT_EQ(quantize({weights.data(), static_cast<nibble_dtype>(77), kRows, kCols, 0}, bytes),
+  EXPECT_EQ(quantize({nullptr, NIBBLE_F32, kRows, kCols, 0, NIBBLE_DEVICE_CPU}, bytes),
             NIBBLE_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      quantize({weights.data(), static_cast<nibble_dtype>(77), kRows, kCols, 0, NIBBLE_DEVICE_CPU},
+               bytes),
+      NIBBLE_INVALID_ARGUMENT);
   EXPECT_STREQ(error.message, "no dtype has number 77");
-  EXPECT_EQ(quantize({weights.data(), NIBBLE_F32, kRows, kCols, kCols - 1}, bytes),
-            NIBBLE_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      quantize({weights.data(), NIBBLE_F32, kRows, kCols, kCols - 1, NIBBLE_DEVICE_CPU}, bytes),
+      NIBBLE_INVALID_ARGUMENT);
   EXPECT_EQ(nibble_tensor_quantize(MatrixOf(weights), "int99", nullptr, &tensor, &error),
             NIBBLE_INVALID_ARGUMENT);
   EXPECT_EQ(nibble_tensor_quantize(MatrixOf(weights), nullptr, nullptr, &tensor, nullptr),

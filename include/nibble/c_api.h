@@ -3,9 +3,10 @@
  * No function throws, prints, aborts or keeps global state; all may be called from many threads at
  * once on different outputs. Functions that can fail return a nibble_status and, unless `error` is
  * NULL, leave one line there that says why; on success its message is empty. Structs of options may
- * be zeroed for the defaults. What a handle's functions point at lives as long as the handle. The
- * _ANY_INT members are never used: they widen an enumeration to int, so that a wrong value is an
- * error here and not undefined behaviour. */
+ * be zeroed for the defaults. What a handle's functions point at lives as long as the handle.
+ * Operands may lie in a GPU's memory: all of a call's do then, and nibble/cuda_c_api.h says more.
+ * The _ANY_INT members are never used: they widen an enumeration to int, so that a wrong value is
+ * an error here and not undefined behaviour. */
 #ifndef NIBBLE_C_API_H_
 #define NIBBLE_C_API_H_
 
@@ -49,6 +50,13 @@ typedef enum nibble_dtype {
   NIBBLE_DTYPE_ANY_INT = 0x7fffffff
 } nibble_dtype;
 
+/* Where memory lies. */
+typedef enum nibble_device {
+  NIBBLE_DEVICE_CPU = 0,
+  NIBBLE_DEVICE_CUDA = 1,
+  NIBBLE_DEVICE_ANY_INT = 0x7fffffff
+} nibble_device;
+
 /* Row-major. A weight is [out_features, in_features]. */
 typedef struct nibble_matrix {
   const void* data;
@@ -56,6 +64,7 @@ typedef struct nibble_matrix {
   int64_t rows;
   int64_t cols;
   int64_t row_stride; /* in elements; 0 stands for cols */
+  nibble_device device;
 } nibble_matrix;
 
 typedef struct nibble_mutable_matrix {
@@ -64,16 +73,20 @@ typedef struct nibble_mutable_matrix {
   int64_t rows;
   int64_t cols;
   int64_t row_stride;
+  nibble_device device;
 } nibble_mutable_matrix;
 
 /* The caller's threads. run(context, count, task, argument) calls task(argument, i, worker) once
  * for every i in [0, count), on any threads, with 0 <= worker < workers and no two concurrent calls
- * sharing a worker, and returns when all are done. Zeroed: the calling thread does everything. */
+ * sharing a worker, and returns when all are done. Zeroed: the calling thread does everything.
+ * `stream` is for operands in a GPU's memory: the cudaStream_t that the work is queued on; calls
+ * return before it is done. */
 typedef void (*nibble_task)(void* argument, int64_t index, int worker);
 typedef struct nibble_parallel_for {
   void (*run)(void* context, int64_t count, nibble_task task, void* argument);
   void* context;
   int workers;
+  void* stream;
 } nibble_parallel_for;
 
 /* ---- block formats: those of GGUF files ---- */
@@ -138,9 +151,11 @@ nibble_status nibble_tensor_quantize(nibble_matrix weights, const char* type,
                                      const nibble_quantize_options* options, nibble_tensor** tensor,
                                      nibble_error* error);
 
-/* Around planes of the caller, which keeps them alive and unchanged as long as the handle; each has
- * exactly the size that the type asks for (NULL and 0 for those that it does not have). */
+/* Around planes of the caller, on one device, which keeps them alive and unchanged as long as the
+ * handle; each has exactly the size that the type asks for (NULL and 0 for those that it does not
+ * have). */
 nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
+                                   nibble_device device,
                                    const void* const planes[NIBBLE_PLANE_COUNT],
                                    const size_t plane_bytes[NIBBLE_PLANE_COUNT],
                                    nibble_tensor** tensor, nibble_error* error);
@@ -148,6 +163,7 @@ nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
 int64_t nibble_tensor_rows(const nibble_tensor* tensor);
 int64_t nibble_tensor_cols(const nibble_tensor* tensor);
 size_t nibble_tensor_bytes(const nibble_tensor* tensor); /* all planes together */
+nibble_device nibble_tensor_device(const nibble_tensor* tensor);
 /* NULL and 0 for a plane that it does not have. */
 const void* nibble_tensor_plane(const nibble_tensor* tensor, nibble_plane plane, size_t* bytes);
 
@@ -309,8 +325,9 @@ typedef struct nibble_packed nibble_packed;
 nibble_status nibble_pack(const nibble_tensor* weights, nibble_precision precision,
                           const nibble_parallel_for* parallel, nibble_packed** packed,
                           nibble_error* error);
-/* The bytes of packed weights, to be kept in a file; and packed weights around such bytes, which
- * the caller keeps alive and unchanged as long as the handle. Aligned to 8 bytes, better to 64. */
+/* The bytes of packed weights, to be kept in a file (none of weights packed on a GPU); and packed
+ * weights around such bytes, which the caller keeps alive and unchanged as long as the handle.
+ * Aligned to 8 bytes, better to 64. */
 const void* nibble_packed_bytes(const nibble_packed* packed, size_t* bytes);
 nibble_status nibble_packed_borrow(const void* data, size_t bytes, nibble_packed** packed,
                                    nibble_error* error);

@@ -34,6 +34,7 @@ namespace {
 static_assert(NIBBLE_INTERNAL == static_cast<int>(nibble::StatusCode::kInternal));
 static_assert(NIBBLE_PRECISION_INT8_PER_ROW == static_cast<int>(nibble::Precision::kInt8PerRow));
 static_assert(static_cast<int>(NIBBLE_PLANE_COUNT) == nibble::kPlaneCount);
+static_assert(NIBBLE_DEVICE_CUDA == static_cast<int>(nibble::Device::kCuda));
 static_assert(static_cast<int>(NIBBLE_PLANE_SUPER_SCALES) ==
               static_cast<int>(nibble::Plane::kSuperScales));
 
@@ -183,6 +184,7 @@ nibble_status nibble_tensor_quantize(nibble_matrix weights, const char* type,
 }
 
 nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
+                                   nibble_device device,
                                    const void* const planes[NIBBLE_PLANE_COUNT],
                                    const size_t plane_bytes[NIBBLE_PLANE_COUNT],
                                    nibble_tensor** tensor, nibble_error* error) {
@@ -191,11 +193,12 @@ nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
     NIBBLE_RETURN_IF_ERROR(CheckPointer(planes, "planes"));
     NIBBLE_RETURN_IF_ERROR(CheckPointer(plane_bytes, "plane_bytes"));
     NIBBLE_RETURN_IF_ERROR(CheckPointer(tensor, "tensor"));
+    NIBBLE_ASSIGN_OR_RETURN(const nibble::Device where, nibble::c_api::ToDevice(device));
     std::array<Buffer, nibble::kPlaneCount> buffers;
     for (int i = 0; i < nibble::kPlaneCount; ++i) {
       if (plane_bytes[i] == 0) continue;
       NIBBLE_RETURN_IF_ERROR(CheckPointer(planes[i], "a plane that has bytes"));
-      buffers[i] = Buffer::Borrow(nibble::c_api::ToBytes(planes[i], plane_bytes[i]));
+      buffers[i] = Buffer::Borrow(nibble::c_api::ToBytes(planes[i], plane_bytes[i]), where);
     }
     if (const FormatInfo* info = nibble::FindFormat(type)) {
       for (int i = 1; i < nibble::kPlaneCount; ++i) {
@@ -211,6 +214,9 @@ nibble_status nibble_tensor_borrow(const char* type, int64_t rows, int64_t cols,
 int64_t nibble_tensor_rows(const nibble_tensor* tensor) { return tensor->value.rows(); }
 int64_t nibble_tensor_cols(const nibble_tensor* tensor) { return tensor->value.cols(); }
 size_t nibble_tensor_bytes(const nibble_tensor* tensor) { return tensor->value.bytes(); }
+nibble_device nibble_tensor_device(const nibble_tensor* tensor) {
+  return static_cast<nibble_device>(tensor->value.device());
+}
 
 const void* nibble_tensor_plane(const nibble_tensor* tensor, nibble_plane plane, size_t* bytes) {
   const bool known = plane >= 0 && plane < NIBBLE_PLANE_COUNT;

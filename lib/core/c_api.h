@@ -60,17 +60,33 @@ inline Result<DType> ToDType(nibble_dtype dtype) {
   return InvalidArgument("no dtype has number " + std::to_string(static_cast<int>(dtype)));
 }
 
+inline Result<Device> ToDevice(nibble_device device) {
+  if (device == NIBBLE_DEVICE_CPU) return Device::kCpu;
+  if (device == NIBBLE_DEVICE_CUDA) return Device::kCuda;
+  return InvalidArgument("no device has number " + std::to_string(static_cast<int>(device)));
+}
+
 // nibble_matrix or nibble_mutable_matrix to TensorView or MutableTensorView.
 template <class View, class Matrix>
 Result<View> ToView(const Matrix& matrix) {
   NIBBLE_ASSIGN_OR_RETURN(const DType dtype, ToDType(matrix.dtype));
-  return View{matrix.data, dtype, matrix.rows, matrix.cols,
-              matrix.row_stride == 0 ? matrix.cols : matrix.row_stride};
+  NIBBLE_ASSIGN_OR_RETURN(const Device device, ToDevice(matrix.device));
+  return View{matrix.data,
+              dtype,
+              matrix.rows,
+              matrix.cols,
+              matrix.row_stride == 0 ? matrix.cols : matrix.row_stride,
+              device};
 }
 
 inline ParallelFor ToParallelFor(const nibble_parallel_for* parallel) {
-  if (parallel == nullptr || parallel->run == nullptr) return {};
-  return {parallel->run, parallel->context, parallel->workers};
+  if (parallel == nullptr) return {};
+  ParallelFor result;
+  if (parallel->run != nullptr) {
+    result = {parallel->run, parallel->context, parallel->workers};
+  }
+  result.stream = parallel->stream;
+  return result;
 }
 
 inline QuantizeOptions ToOptions(const nibble_quantize_options* options, int64_t cols) {
