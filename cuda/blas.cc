@@ -85,7 +85,7 @@ cublasHandle_t HandleFor(cudaStream_t stream) {
   const auto it = Handles().find(device);
   if (it != Handles().end()) return it->second;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &capture) != cudaSuccess ||
+  if (!cuda::ToStatus(cudaStreamIsCapturing(stream, &capture), "capture").ok() ||
       capture != cudaStreamCaptureStatusNone) {
     return nullptr;  // what making one allocates would end the capture
   }

@@ -2,13 +2,14 @@
 // weights whose rows are not aligned.
 #include "cuda/bytes.h"
 
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "cuda/launch.cuh"
 #include "cuda/operations.h"
 #include "cuda/products.h"
+#include "cuda/round_row.h"
 #include "cuda/status.h"
 #include "cuda/unit_kernel.cuh"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 #include "nibble/cuda.h"
 
 namespace nibble::cuda {
@@ -42,47 +43,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block rounds a row of activations, as the CPU does: scale = max|row| / the largest code; a row
-// with a value that is not finite has a scale that is none. Columns that are `skipped`, if there
-// are any, count as zeros.
 template <DType kType>
 __global__ void __launch_bounds__(kThreads)
-    RoundKernel(const __grid_constant__ Activations activations, const uint8_t* skipped,
-                int64_t stride, uint8_t* codes, float* scales) {
-  constexpr float kLargest = kType == DType::kI8 ? 127.0f : 448.0f;
-  __shared__ float most[kWarps];
-  const int64_t row = blockIdx.x;
+    RoundKernel(const __grid_constant__ RoundRow<kType> round) {
+  __shared__ uint32_t most[kWarps];
   const int thread = static_cast<int>(threadIdx.x);
-  // The bits of a magnitude have the order of the numbers, infinity and NaN above them.
-  const auto is_taken = [&](int64_t col) {
-    return col < activations.cols && (skipped == nullptr || skipped[col] == 0);
-  };
-  uint32_t mine = 0;
-  for (int64_t col = thread; col < activations.cols; col += kThreads) {
-    if (!is_taken(col)) continue;
-    mine = max(mine, __float_as_uint(activations.At(row, col)) & 0x7FFFFFFFu);
-  }
-  mine = __reduce_max_sync(0xFFFFFFFFu, mine);
-  if (thread % kLanes == 0) most[thread / kLanes] = __uint_as_float(mine);
+  round.FindLargest(DeviceWarp{thread % kLanes}, thread / kLanes, blockIdx.x, most);
   __syncthreads();
-  uint32_t bits = 0;
-  for (float m : most) bits = max(bits, __float_as_uint(m));
-  const bool is_finite = bits < 0x7F800000u;
-  const float largest = __uint_as_float(bits);
-  const float inverse = is_finite && largest > 0 ? kLargest / largest : 0.0f;
-  for (int64_t col = thread; col < stride; col += kThreads) {
-    uint8_t code = 0;
-    if (is_finite && is_taken(col)) {
-      const float x = activations.At(row, col) * inverse;
-      if constexpr (kType == DType::kI8) {
-        code = static_cast<uint8_t>(min(max(__float2int_rn(x), -128), 127));
-      } else {
-        code = FloatToF8E4M3(x);
-      }
-    }
-    codes[row * stride + col] = code;
-  }
-  if (thread == 0) scales[row] = is_finite ? largest / kLargest : __int_as_float(0x7FC00000);
+  round.Write(thread, blockIdx.x, most);
 }
 
 template <DType kType>
@@ -154,9 +122,14 @@ Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights
     args.activation_scales = rounded_scales;
     const Activations source = {activations.data, activations.dtype,      activations.rows,
                                 activations.cols, activations.row_stride, false};
-    const auto round = is_int8 ? RoundKernel<DType::kI8> : RoundKernel<DType::kF8E4M3>;
-    round<<<static_cast<unsigned>(args.tokens), kThreads, 0, stream>>>(
-        source, skipped, args.activation_stride, to, rounded_scales);
+    const unsigned blocks = static_cast<unsigned>(args.tokens);
+    if (is_int8) {
+      RoundKernel<DType::kI8><<<blocks, kThreads, 0, stream>>>(
+          RoundRow<DType::kI8>{source, skipped, args.activation_stride, to, rounded_scales});
+    } else {
+      RoundKernel<DType::kF8E4M3><<<blocks, kThreads, 0, stream>>>(
+          RoundRow<DType::kF8E4M3>{source, skipped, args.activation_stride, to, rounded_scales});
+    }
     NIBBLE_RETURN_IF_ERROR(LaunchStatus("matmul"));
   }
   return is_int8 ? LaunchBytes<DType::kI8>(args, limits, stream)

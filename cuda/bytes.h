@@ -2,9 +2,8 @@
 // either: the whole kernel but for its barriers, for device and host. Weights are used as they are.
 //
 // A thread block is eight warps, of 16 rows of weights each, by kTokens tokens, whose sums stay in
-// registers. Units of 128 columns of both operands come to shared memory, several ahead; a row has
-// 128 bytes there, whose 16-byte parts are permuted by the row's number (the 128-byte swizzle), as
-// wgmma needs them and ldmatrix can take them.
+// registers. Units of 128 columns of both operands come to shared memory, several ahead, in the
+// 128-byte swizzle (cuda/warp.h).
 #ifndef NIBBLE_CUDA_BYTES_H_
 #define NIBBLE_CUDA_BYTES_H_
 
@@ -66,11 +65,6 @@ class BytesBlock {
   // The product of the unit before may be under way while one is multiplied.
   static constexpr int kStagesInUse = 2;
 
-  template <class Warp>
-  struct WarpState {
-    typename Sums::template Registers<Warp> sums;
-  };
-
   // `block`: along x. `shared` is aligned to 1024 bytes.
   NIBBLE_HD BytesBlock(const BytesArguments& args, int64_t block, int split, uint8_t* shared)
       : args_(args),
@@ -100,40 +94,23 @@ class BytesBlock {
     CommitCopies();
   }
 
-  template <class Warp>
-  NIBBLE_HD void Begin(const Warp& warp, WarpState<Warp>& state) const {
-    Sums::Clear(warp, state.sums);
-  }
-
   // A warp: its rows by the tokens, of a unit that has arrived. On sm_90a the product of this unit
   // may still be under way on return, that of the one before not.
   template <class Warp>
-  NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit, WarpState<Warp>& state) const {
+  NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit,
+                              typename Sums::template Registers<Warp>& sums) const {
     const uint8_t* stage = StageOf(unit);
-    MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBlockRows * kUnitBytes, state.sums);
+    MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBlockRows * kUnitBytes, sums);
   }
 
-  // A warp, where columns are not split: its outputs.
-  template <class Warp>
-  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, const WarpState<Warp>& state) const {
-    Sums::ForEach(warp, index, state.sums,
-                  [&](int row, int token, Sum sum) { StoreOutput(row, token, sum); });
+  // The sum of a row and a token of the block, if they are some of the matrices'.
+  NIBBLE_HD void StoreOutput(int row, int token, Sum sum) const {
+    if (first_token_ + token < args_.tokens && first_row_ + row < args_.weights.rows) {
+      args_.Store(first_token_ + token, first_row_ + row, static_cast<float>(sum));
+    }
   }
 
-  // A warp, when no one needs the stages any more: its sums to shared memory.
-  template <class Warp>
-  NIBBLE_HD void StoreSums(const Warp& warp, int index, const WarpState<Warp>& state) const {
-    Sums::Store(warp, index, state.sums, SharedSums());
-  }
-
-  // All threads of a block of a cluster, `of_split`(s) being the sums of split s: this block's part
-  // of the outputs.
-  template <class OfSplit>
-  NIBBLE_HD void CombineSplits(int thread, int split, const OfSplit& of_split) const {
-    Sums::Combine(thread, split, plan_.splits, of_split,
-                  [&](int row, int token, Sum sum) { StoreOutput(row, token, sum); });
-  }
-
+  // Where sums lie when no one needs the stages any more.
   NIBBLE_HD Sum* SharedSums() const { return reinterpret_cast<Sum*>(shared_); }
 
  private:
@@ -148,18 +125,13 @@ class BytesBlock {
     for (int i = 0; i < kRows * 8 / kThreads; ++i) {
       const int row = thread / 8 + i * (kThreads / 8);
       const bool is_there = first + row < count && bytes > 0;
-      CopyAsync(to + row * kUnitBytes + 16 * (piece ^ row % 8),
-                rows + (is_there ? (first + row) * stride + at : 0), is_there ? bytes : 0);
+      CopyAsync(to + SwizzledPart(row, piece), rows + (is_there ? (first + row) * stride + at : 0),
+                is_there ? bytes : 0);
     }
   }
 
   NIBBLE_HD uint8_t* StageOf(int unit) const {
     return shared_ + unit % plan_.stages * BytesStageBytes(kTokens);
-  }
-  NIBBLE_HD void StoreOutput(int row, int token, Sum sum) const {
-    if (first_token_ + token < args_.tokens && first_row_ + row < args_.weights.rows) {
-      args_.Store(first_token_ + token, first_row_ + row, static_cast<float>(sum));
-    }
   }
 
   const BytesArguments& args_;

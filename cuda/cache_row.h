@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cuda/half2.h"
+#include "cuda/element.h"
 #include "cuda/packed_format.h"
 #include "cuda/warp.h"
 #include "kernels/codec_simple.h"
@@ -40,10 +40,6 @@ NIBBLE_HD inline float CachedValue(CacheType type, const uint8_t* row, int i) {
 NIBBLE_HD inline float Storable(float x, float limit) {
   return x != x ? 0.0f : x < -limit ? -limit : x > limit ? limit : x;
 }
-
-// 1 / d, or 0 for none; and whether no code can be had under it.
-NIBBLE_HD inline float ReciprocalOf(float d) { return d == 0.0f ? 0.0f : 1.0f / d; }
-NIBBLE_HD inline bool IsInfinite(float x) { return fabsf(x) == __builtin_huge_valf(); }
 
 template <class Warp>
 NIBBLE_HD inline float LargestOfLanes(const Warp& warp, typename Warp::template Lanes<float> x) {

@@ -10,14 +10,6 @@
 #include "cuda/warp.h"
 #include "nibble/dtype.h"
 
-#if defined(__CUDA_ARCH__)
-#define NIBBLE_UNROLL _Pragma("unroll")
-#define NIBBLE_NO_UNROLL _Pragma("unroll 1")
-#else
-#define NIBBLE_UNROLL
-#define NIBBLE_NO_UNROLL
-#endif
-
 namespace nibble::cuda {
 
 // A lane decodes a panel of a record at a time: eight steps, half of a record of 256 columns.

@@ -4,9 +4,9 @@
 #include <string>
 
 #include "cuda/decoder_operations.h"
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "cuda/status.h"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 
 namespace nibble::cuda {
 namespace {
@@ -17,7 +17,8 @@ template <class Source>
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(Source source, const int32_t* tokens, int64_t cols, float scale, float* out) {
   __shared__ float shared[Source::kSharedBytes / sizeof(float) + 1];
-  source.Prepare(shared);
+  source.Prepare(static_cast<int>(threadIdx.x), kThreads, shared);
+  __syncthreads();
   const int64_t row = blockIdx.x, token = tokens[row];
   for (int64_t col = threadIdx.x; col < cols; col += kThreads) {
     out[row * cols + col] = source.Weight(token, col) * scale;

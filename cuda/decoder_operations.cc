@@ -28,15 +28,12 @@ Result<std::shared_ptr<void>> Record(void* stream, const std::function<Status()>
   NIBBLE_CUDA_RETURN_IF_ERROR(cudaStreamBeginCapture(queue, cudaStreamCaptureModeThreadLocal));
   Status status = work();
   cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(queue, &graph);
+  const Status ended = ToStatus(cudaStreamEndCapture(queue, &graph), "graph");
   cudaGraphExec_t recorded = nullptr;
-  if (status.ok()) status = ToStatus(ended, "graph");
+  if (status.ok()) status = ended;
   if (status.ok()) status = ToStatus(cudaGraphInstantiate(&recorded, graph, 0), "graph");
   if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  if (!status.ok()) {
-    (void)cudaGetLastError();  // a recording that failed does not stain later calls
-    return status;
-  }
+  if (!status.ok()) return status;
   return std::shared_ptr<void>(
       recorded, [](void* g) { (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(g)); });
 }

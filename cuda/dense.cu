@@ -1,5 +1,5 @@
 // Packed weights dequantized to 16-bit floats for dense products, and the biases of those.
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "cuda/products.h"
 #include "cuda/scale_step.h"
 #include "cuda/status.h"

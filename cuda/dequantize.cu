@@ -4,7 +4,7 @@
 
 #include "cuda/operations.h"
 #include "cuda/status.h"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 
 namespace nibble::cuda {
 namespace {
@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kThreads)
     DecodeKernel(Source source, int64_t first_row, int64_t rows, int64_t cols, void* out,
                  DType dtype, int64_t row_stride, bool aligned) {
   __shared__ float shared[Source::kSharedBytes / sizeof(float) + 1];
-  source.Prepare(shared);
+  source.Prepare(static_cast<int>(threadIdx.x), kThreads, shared);
+  __syncthreads();
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     for (int64_t col = first; col < cols; col += int64_t{8} * kThreads * gridDim.x) {

@@ -7,9 +7,7 @@
 // memory by all, several records ahead. Where there are few blocks, the columns are split over
 // those of a cluster.
 //
-// Activations lie in shared memory as the right operand of wgmma needs them and ldmatrix can take
-// them: by panels of 64 columns, in which a token has 128 bytes, whose 16-byte parts are permuted
-// by the token's number (the 128-byte swizzle).
+// Activations lie in shared memory by panels of 64 columns, in the 128-byte swizzle (cuda/warp.h).
 #ifndef NIBBLE_CUDA_GEMM_H_
 #define NIBBLE_CUDA_GEMM_H_
 
@@ -51,25 +49,20 @@ struct GemmArguments {
   ProductMember members[kMostMembers];
 };
 
-// What a plan needs to know of a member.
-struct GemmSize {
-  int64_t row_tiles, tokens;
-};
-
 // Bytes of a stage: activations, then the records of the eight row tiles.
 constexpr NIBBLE_HD int GemmStageBytes(int tokens, int cols, int record_bytes) {
   return (2 * tokens * cols + kWarps * record_bytes + 1023) / 1024 * 1024;
 }
 
 // A plan without blocks is returned where the processor's shared memory does not do.
-GemmPlan PlanGemm(int record_cols, std::span<const GemmSize> members, int64_t records,
+GemmPlan PlanGemm(int record_cols, std::span<const ProductSize> members, int64_t records,
                   int record_bytes, const DeviceLimits& limits);
 
 // Blocks along x of a member: those of its rows of weights, times those of its tokens.
 constexpr NIBBLE_HD int64_t RowBlocksOf(int64_t row_tiles) {
   return (row_tiles + kWarps - 1) / kWarps;
 }
-constexpr NIBBLE_HD int64_t BlocksOf(const GemmPlan& plan, const GemmSize& member) {
+constexpr NIBBLE_HD int64_t BlocksOf(const GemmPlan& plan, const ProductSize& member) {
   return RowBlocksOf(member.row_tiles) * ((member.tokens + plan.tokens - 1) / plan.tokens);
 }
 
@@ -79,11 +72,6 @@ class GemmBlock {
   using Sum = float;
   using Sums = BlockSums<Sum, kTokens>;
   static constexpr int kStagesInUse = 1;
-
-  template <class Warp>
-  struct WarpState {
-    typename Sums::template Registers<Warp> sums;
-  };
 
   // `block`: along x. `shared` is aligned to 1024 bytes.
   NIBBLE_HD GemmBlock(const GemmArguments& args, int64_t block, int split, uint8_t* shared)
@@ -124,14 +112,10 @@ class GemmBlock {
     CommitCopies();
   }
 
-  template <class Warp>
-  NIBBLE_HD void Begin(const Warp& warp, WarpState<Warp>& state) const {
-    Sums::Clear(warp, state.sums);
-  }
-
   // A warp: its row tile by the tokens, of a unit that has arrived.
   template <class Warp>
-  NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit, WarpState<Warp>& state) const {
+  NIBBLE_HD void MultiplyUnit(const Warp& warp, int index, int unit,
+                              typename Sums::template Registers<Warp>& sums) const {
     const uint8_t* stage = StageOf(unit);
     const uint8_t* record = RecordOf(stage, index);
     const PackedMatrix& weights = member_.weights;
@@ -161,33 +145,20 @@ class GemmBlock {
         const int col = kPanelCols * panel + kStepCols * step;
         MultiplyStep<kType, kTokens>(warp, left[step % 2],
                                      stage + col / kSwizzleCols * kTokens * kSwizzleBytes,
-                                     col % kSwizzleCols / kStepCols, state.sums);
+                                     col % kSwizzleCols / kStepCols, sums);
       }
     }
     WaitForProducts();
   }
 
-  // A warp, where columns are not split: its outputs.
-  template <class Warp>
-  NIBBLE_HD void StoreOutputs(const Warp& warp, int index, const WarpState<Warp>& state) const {
-    Sums::ForEach(warp, index, state.sums,
-                  [&](int row, int token, float sum) { StoreOutput(row, token, sum); });
+  // The sum of a row and a token of the block, if they are some of the matrices'.
+  NIBBLE_HD void StoreOutput(int row, int token, float sum) const {
+    if (first_token_ + token < member_.tokens && first_row_ + row < member_.weights.rows) {
+      member_.Store(first_token_ + token, first_row_ + row, sum * (1.0f / multiplier_));
+    }
   }
 
-  // A warp, when no one needs the stages any more: its sums to shared memory.
-  template <class Warp>
-  NIBBLE_HD void StoreSums(const Warp& warp, int index, const WarpState<Warp>& state) const {
-    Sums::Store(warp, index, state.sums, SharedSums());
-  }
-
-  // All threads of a block of a cluster, `of_split`(s) being the sums of split s: this block's part
-  // of the outputs.
-  template <class OfSplit>
-  NIBBLE_HD void CombineSplits(int thread, int split, const OfSplit& of_split) const {
-    Sums::Combine(thread, split, plan_.splits, of_split,
-                  [&](int row, int token, float sum) { StoreOutput(row, token, sum); });
-  }
-
+  // Where sums lie when no one needs the stages any more.
   NIBBLE_HD float* SharedSums() const { return reinterpret_cast<float*>(shared_); }
 
  private:
@@ -206,8 +177,7 @@ class GemmBlock {
       const bool is_there = row >= 0 && bytes > 0;
       const uint16_t* from =
           static_cast<const uint16_t*>(a.data) + (is_there ? row * a.stride + col : 0);
-      CopyAsync(panel + token * kSwizzleBytes + 16 * (piece % 8 ^ token % 8), from,
-                is_there ? bytes : 0);
+      CopyAsync(panel + SwizzledPart(token, piece % 8), from, is_there ? bytes : 0);
     }
   }
 
@@ -219,12 +189,6 @@ class GemmBlock {
   }
   NIBBLE_HD const uint8_t* RecordOf(const uint8_t* stage, int warp) const {
     return stage + 2 * kTokens * Format::kCols + warp * plan_.record_bytes;
-  }
-
-  NIBBLE_HD void StoreOutput(int row, int token, float sum) const {
-    if (first_token_ + token < member_.tokens && first_row_ + row < member_.weights.rows) {
-      member_.Store(first_token_ + token, first_row_ + row, sum * (1.0f / multiplier_));
-    }
   }
 
   const GemmArguments& args_;

@@ -12,6 +12,14 @@
 #include <cuda_fp16.h>
 #endif
 
+#if defined(__CUDA_ARCH__)
+#define NIBBLE_UNROLL _Pragma("unroll")
+#define NIBBLE_NO_UNROLL _Pragma("unroll 1")
+#else
+#define NIBBLE_UNROLL
+#define NIBBLE_NO_UNROLL
+#endif
+
 namespace nibble::cuda {
 
 // A 16-byte load or store.

@@ -1,80 +1,49 @@
 // LLM.int8(): columns with large activations multiply in f32, all others as int8.
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "cuda/operations.h"
 #include "cuda/products.h"
+#include "cuda/round_row.h"
 #include "cuda/status.h"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 #include "nibble/cuda.h"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kTokensAtOnce = 4;  // that share a weight
-
-// flags[col]: whether a magnitude in it is not below the threshold.
+// flags[col]: whether the column is an outlier.
 __global__ void __launch_bounds__(kThreads)
     FindOutliersKernel(const __grid_constant__ Activations activations, float threshold,
                        uint8_t* flags) {
   const int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (col >= activations.cols) return;
-  bool found = false;
-  for (int64_t row = 0; row < activations.rows && !found; ++row) {
-    found = !(fabsf(activations.At(row, col)) < threshold);
-  }
-  flags[col] = found;
+  if (col < activations.cols) flags[col] = IsOutlier(activations, col, threshold);
 }
 
-// One block: the flagged columns, ascending, behind their number.
 __global__ void __launch_bounds__(kThreads)
-    ListColumnsKernel(const uint8_t* flags, int64_t cols, int32_t* count, int32_t* columns) {
-  __shared__ int before[kWarps + 1];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, warp = thread / kLanes;
-  int32_t total = 0;
-  for (int64_t begin = 0; begin < cols; begin += kThreads) {
-    const bool flagged = begin + thread < cols && flags[begin + thread] != 0;
-    const unsigned ballot = __ballot_sync(0xFFFFFFFFu, flagged);
-    if (lane == 0) before[warp + 1] = __popc(ballot);
+    ListColumnsKernel(const __grid_constant__ FlaggedColumns flagged, int32_t* count) {
+  __shared__ int counts[kWarps];
+  const int thread = static_cast<int>(threadIdx.x), index = thread / kLanes;
+  const DeviceWarp warp = {thread % kLanes};
+  int32_t placed = 0;
+  for (int64_t begin = 0; begin < flagged.cols; begin += kThreads) {
+    flagged.Count(warp, index, begin, counts);
     __syncthreads();
-    int place = total + __popc(ballot & ((1u << lane) - 1));
-    for (int w = 0; w < warp; ++w) place += before[w + 1];
-    if (flagged) columns[place] = static_cast<int32_t>(begin + thread);
-    for (int w = 0; w < kWarps; ++w) total += before[w + 1];
+    placed = flagged.Place(warp, index, begin, placed, counts);
     __syncthreads();
   }
-  if (thread == 0) *count = total;
+  if (thread == 0) *count = placed;
 }
 
-// out += activations x weights^T over the listed columns. A warp takes a row of weights and some
-// tokens.
+// A warp takes a row of weights and some tokens at a time.
 __global__ void __launch_bounds__(kThreads)
     AddColumnsKernel(const __grid_constant__ Activations activations,
                      const __grid_constant__ PlanarPlanes weights, const int32_t* count,
                      const int32_t* columns, float* out, int64_t out_stride) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (row >= weights.rows || *count == 0) return;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float scale = weights.Scale(weights.ScaleAt(row, 0));
-  const uint8_t* codes = weights.codes + row * weights.cols;
+  const DeviceWarp warp = {static_cast<int>(threadIdx.x) % kLanes};
   for (int64_t first = int64_t{blockIdx.y} * kTokensAtOnce; first < activations.rows;
        first += int64_t{gridDim.y} * kTokensAtOnce) {
-    float sums[kTokensAtOnce] = {};
-    for (int i = lane; i < *count; i += kLanes) {
-      const int32_t col = columns[i];
-      const float weight = scale * static_cast<float>(static_cast<int8_t>(codes[col]));
-#pragma unroll
-      for (int t = 0; t < kTokensAtOnce; ++t) {
-        if (first + t < activations.rows) {
-          sums[t] = fmaf(weight, activations.At(first + t, col), sums[t]);
-        }
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < kTokensAtOnce; ++t) {
-      for (int step = 16; step > 0; step /= 2) {
-        sums[t] += __shfl_xor_sync(0xFFFFFFFFu, sums[t], step);
-      }
-      if (lane == 0 && first + t < activations.rows) out[(first + t) * out_stride + row] += sums[t];
-    }
+    AddColumns(warp, activations, weights, columns, *count, row, first, out, out_stride);
   }
 }
 
@@ -103,7 +72,7 @@ Status MatmulLlmInt8(const TensorView& activations, const QuantizedTensor& weigh
   auto* flags = reinterpret_cast<uint8_t*>(columns + cols);
   FindOutliersKernel<<<BlocksFor(source.cols, kThreads), kThreads, 0, queue>>>(source, threshold,
                                                                                flags);
-  ListColumnsKernel<<<1, kThreads, 0, queue>>>(flags, source.cols, count, columns);
+  ListColumnsKernel<<<1, kThreads, 0, queue>>>(FlaggedColumns{flags, source.cols, columns}, count);
   NIBBLE_RETURN_IF_ERROR(LaunchStatus("matmul"));
   NIBBLE_RETURN_IF_ERROR(MatmulBytes(activations, weights, out, regular, limits, flags));
   const int64_t tokens = (source.rows + kTokensAtOnce - 1) / kTokensAtOnce;

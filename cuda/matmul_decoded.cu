@@ -2,7 +2,7 @@
 // every format and scheme they do not.
 #include "cuda/operations.h"
 #include "cuda/status.h"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 
 namespace nibble::cuda {
 namespace {
@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kThreads)
                   int64_t activation_stride, int64_t n_rows, int64_t cols, const float* bias,
                   bool accumulate, float* out, int64_t out_stride) {
   __shared__ float shared[Source::kSharedBytes / sizeof(float) + 1];
-  source.Prepare(shared);
+  source.Prepare(static_cast<int>(threadIdx.x), kThreads, shared);
+  __syncthreads();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t m0 = static_cast<int64_t>(blockIdx.y) * kRows;
   if (n >= n_rows) return;

@@ -39,10 +39,11 @@ std::span<const T> SpanOf(const Buffer& buffer) {
 }
 
 // The packed columns' places, from the plane of a group index.
-Result<Buffer> MakeOrder(const Buffer& index, int64_t run, Stream stream) {
-  NIBBLE_ASSIGN_OR_RETURN(const Buffer groups, HostCopy(index, stream));
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> order,
-                          ColumnOrder(SpanOf<int32_t>(groups), run));
+Result<Buffer> MakeOrder(const QuantizedTensor& weights, int64_t run, Stream stream) {
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer index, HostCopy(weights.plane(Plane::kGroupIndex), stream));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> order,
+      ColumnOrder(SpanOf<int32_t>(index), GroupsPerRow(weights.scheme(), weights.cols()), run));
   NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, Allocate(order.size() * sizeof(int32_t), stream));
   NIBBLE_RETURN_IF_ERROR(
       Copy(buffer.mutable_bytes(), std::as_bytes(std::span<const int32_t>(order)), stream));
@@ -59,8 +60,8 @@ Result<Records> MakeRecords(const QuantizedTensor& weights, Stream stream) {
   NIBBLE_ASSIGN_OR_RETURN(made.plan, PlanPack(weights, SpanOf<float>(table)));
   PackedMatrix& matrix = made.plan.matrix;
   if (weights.plane(Plane::kGroupIndex).size() > 0) {
-    NIBBLE_ASSIGN_OR_RETURN(made.order, MakeOrder(weights.plane(Plane::kGroupIndex),
-                                                  int64_t{matrix.group_steps} * kStepCols, stream));
+    NIBBLE_ASSIGN_OR_RETURN(made.order,
+                            MakeOrder(weights, int64_t{matrix.group_steps} * kStepCols, stream));
     matrix.order = reinterpret_cast<const int32_t*>(made.order.data());
   }
   const int64_t bytes = VisitPackedFormat(made.plan.kind, [&](auto format) {
@@ -85,73 +86,73 @@ struct Product {
   ProductMember member;
 };
 
-// Products of one packed format and record size, with at most kMostTokens tokens each, by launches
-// of several.
+// Products of one packed format and record size, with the same activations, by launches of several
+// of them: plan(sizes) lays one out, blocks(plan, size) tells how many of its blocks are a
+// product's. kUnsupported, and nothing queued, where the processor's shared memory does not do.
+template <class Arguments, class MakePlan, class CountBlocks, class Launch>
+Status LaunchSeveral(const Activations& activations, std::span<const Product> products,
+                     const MakePlan& plan, const CountBlocks& blocks, const Launch& launch) {
+  for (size_t at = 0; at < products.size(); at += kMostMembers) {
+    const auto some = products.subspan(at, std::min<size_t>(kMostMembers, products.size() - at));
+    ProductSize sizes[kMostMembers];
+    for (size_t i = 0; i < some.size(); ++i) {
+      sizes[i] = {some[i].member.weights.row_tiles(), some[i].member.tokens};
+    }
+    Arguments args = {};
+    args.activations = activations;
+    args.plan = plan(std::span<const ProductSize>(sizes, some.size()));
+    if (args.plan.blocks == 0) return Unsupported("matmul: too little shared memory");
+    if (args.plan.blocks > INT32_MAX) return Unsupported("matmul: too many rows for one launch");
+    args.members_count = static_cast<int>(some.size());
+    int64_t block = 0;
+    for (size_t i = 0; i < some.size(); ++i) {
+      args.members[i] = some[i].member;
+      args.members[i].first_block = static_cast<int32_t>(block);
+      block += blocks(args.plan, sizes[i]);
+    }
+    NIBBLE_RETURN_IF_ERROR(launch(args));
+  }
+  return OkStatus();
+}
+
+// Such products with at most kMostTokens tokens each.
 Status MultiplyFew(const Activations& activations, std::span<const Product> products,
                    const DeviceLimits& limits, cudaStream_t stream) {
-  const PackedPlan& first = *products[0].plan;
-  return VisitPackedFormat(first.kind, [&](auto format) -> Status {
+  const PackedMatrix& first = products[0].plan->matrix;
+  return VisitPackedFormat(products[0].plan->kind, [&](auto format) {
     using Format = decltype(format);
     constexpr RecordTraits kTraits = TraitsOf<Format>();
-    for (size_t at = 0; at < products.size(); at += kMostMembers) {
-      const auto some = products.subspan(at, std::min<size_t>(kMostMembers, products.size() - at));
-      SmallMArguments args = {};
-      args.activations = activations;
-      args.members_count = static_cast<int>(some.size());
-      int64_t tiles[kMostMembers];
-      int tokens = 0;
-      for (size_t i = 0; i < some.size(); ++i) {
-        tiles[i] = some[i].member.weights.row_tiles();
-        tokens = std::max(tokens, some[i].member.tokens);
-      }
-      args.plan =
-          PlanSmallM(kTraits, tiles, args.members_count, first.matrix.records_per_tile<Format>(),
-                     first.matrix.record_bytes<Format>(), tokens, limits);
-      if (args.plan.blocks == 0) return Unsupported("matmul: too little shared memory");
-      if (args.plan.blocks > INT32_MAX) return Unsupported("matmul: too many rows for one launch");
-      int64_t block = 0;
-      for (size_t i = 0; i < some.size(); ++i) {
-        args.members[i] = some[i].member;
-        args.members[i].first_block = static_cast<int32_t>(block);
-        block += BlocksOf(kTraits, args.plan, tiles[i]);
-      }
-      NIBBLE_RETURN_IF_ERROR(
-          SmallMLauncher<Format>::Launch(args, OperandType(activations.dtype), stream));
-    }
-    return OkStatus();
+    return LaunchSeveral<SmallMArguments>(
+        activations, products,
+        [&](std::span<const ProductSize> sizes) {
+          return PlanSmallM(kTraits, sizes, first.records_per_tile<Format>(),
+                            first.record_bytes<Format>(), limits);
+        },
+        [&](const SmallMPlan& plan, const ProductSize& size) {
+          return BlocksOf(kTraits, plan, size);
+        },
+        [&](const SmallMArguments& args) {
+          return SmallMLauncher<Format>::Launch(args, OperandType(activations.dtype), stream);
+        });
   });
 }
 
-// Products of one packed format and record size, of any tokens, by launches of several, with
-// activations arranged for all. kUnsupported, and nothing queued, where the processor's shared
-// memory does not do.
+// Such products with any tokens, whose activations are arranged for all.
 Status MultiplyMany(const Activations& activations, std::span<const Product> products,
                     const DeviceLimits& limits, cudaStream_t stream) {
   const PackedMatrix& first = products[0].plan->matrix;
-  return VisitPackedFormat(products[0].plan->kind, [&](auto format) -> Status {
+  return VisitPackedFormat(products[0].plan->kind, [&](auto format) {
     using Format = decltype(format);
-    for (size_t at = 0; at < products.size(); at += kMostMembers) {
-      const auto some = products.subspan(at, std::min<size_t>(kMostMembers, products.size() - at));
-      GemmArguments args = {};
-      args.activations = activations;
-      args.members_count = static_cast<int>(some.size());
-      GemmSize sizes[kMostMembers];
-      for (size_t i = 0; i < some.size(); ++i) {
-        sizes[i] = {some[i].member.weights.row_tiles(), some[i].member.tokens};
-      }
-      args.plan = PlanGemm(Format::kCols, {sizes, some.size()}, first.records_per_tile<Format>(),
-                           first.record_bytes<Format>(), limits);
-      if (args.plan.blocks == 0) return Unsupported("matmul: too little shared memory");
-      if (args.plan.blocks > INT32_MAX) return Unsupported("matmul: too many rows for one launch");
-      int64_t block = 0;
-      for (size_t i = 0; i < some.size(); ++i) {
-        args.members[i] = some[i].member;
-        args.members[i].first_block = static_cast<int32_t>(block);
-        block += BlocksOf(args.plan, sizes[i]);
-      }
-      NIBBLE_RETURN_IF_ERROR(GemmLauncher<Format>::Launch(args, activations.dtype, stream));
-    }
-    return OkStatus();
+    return LaunchSeveral<GemmArguments>(
+        activations, products,
+        [&](std::span<const ProductSize> sizes) {
+          return PlanGemm(Format::kCols, sizes, first.records_per_tile<Format>(),
+                          first.record_bytes<Format>(), limits);
+        },
+        [](const GemmPlan& plan, const ProductSize& size) { return BlocksOf(plan, size); },
+        [&](const GemmArguments& args) {
+          return GemmLauncher<Format>::Launch(args, activations.dtype, stream);
+        });
   });
 }
 

@@ -5,28 +5,15 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cuda/operations.h"
+#include "cuda/pack.h"
 #include "cuda/status.h"
 #include "nibble/cuda.h"
 
 namespace nibble::cuda {
 namespace {
-
-Status CheckGroupIndex(const QuantizedTensor& tensor) {
-  const Buffer& plane = tensor.plane(Plane::kGroupIndex);
-  const int64_t groups = GroupsPerRow(tensor.scheme(), tensor.cols());
-  for (size_t at = 0; at < plane.size(); at += sizeof(int32_t)) {
-    int32_t group = 0;
-    std::memcpy(&group, plane.data() + at, sizeof(group));
-    if (group < 0 || group >= groups) {
-      return InvalidArgument("group index " + std::to_string(group) + " of column " +
-                             std::to_string(at / sizeof(int32_t)) + " is not one of the " +
-                             std::to_string(groups) + " groups");
-    }
-  }
-  return OkStatus();
-}
 
 // A copy of all planes; `make` gives the memory of one.
 template <class Make>
@@ -104,7 +91,6 @@ Result<Buffer> Allocate(size_t bytes, Stream stream) {
                                  : cudaMallocFromPoolAsync(&memory, bytes, pool, StreamOf(stream)),
                  "allocate");
     if (!status.ok()) {
-      (void)cudaGetLastError();  // a refused allocation does not stain later calls
       return std::move(status).WithContext(std::to_string(bytes) + " bytes of device memory");
     }
   }
@@ -162,7 +148,10 @@ Result<Tensor> ToDevice(TensorView tensor, Stream stream) {
 Result<QuantizedTensor> ToDevice(const QuantizedTensor& tensor, Stream stream) {
   if (!tensor.is_block_format() && tensor.scheme().has_group_index &&
       tensor.device() == Device::kCpu) {
-    NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(tensor));
+    const Buffer& plane = tensor.plane(Plane::kGroupIndex);
+    std::vector<int32_t> index(plane.size() / sizeof(int32_t));  // a plane may lie at any address
+    std::memcpy(index.data(), plane.data(), index.size() * sizeof(int32_t));
+    NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(index, GroupsPerRow(tensor.scheme(), tensor.cols())));
   }
   return CopyPlanes(tensor, stream, [stream](size_t bytes) { return Allocate(bytes, stream); });
 }

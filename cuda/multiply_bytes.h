@@ -14,8 +14,8 @@
 
 namespace nibble::cuda {
 
-// Sums of products of int8 are integers, which do not overflow for up to 2^17 columns.
-inline constexpr int64_t kMostByteCols = int64_t{1} << 17;
+// Sums of products of int8 are integers, which do not overflow for fewer than 2^17 columns.
+inline constexpr int64_t kMostByteCols = (int64_t{1} << 17) - 1;
 
 // `left`: the block's rows, of which the warp has 16 from 16 `index` on; `right`: the tokens.
 template <DType kType, int kTokens, class Warp>
@@ -25,22 +25,13 @@ NIBBLE_HD inline void MultiplyBytesByMma(
   NIBBLE_UNROLL
   for (int step = 0; step < 4; ++step) {
     typename Warp::template Lanes<const uint8_t*> rows;
-    typename Warp::template Lanes<Words4> a, b;
+    typename Warp::template Lanes<LeftOperand> operand;
     warp.Each([&](int lane) {
       const int row = 16 * index + 8 * (lane / 8 % 2) + lane % 8;
-      rows[lane] = left + 128 * row + 16 * ((2 * step + lane / 16) ^ (row % 8));
+      rows[lane] = left + SwizzledPart(row, 2 * step + lane / 16);
     });
-    LoadMatrices(warp, rows, a);
-    NIBBLE_UNROLL
-    for (int tile = 0; tile < kTokens / 8; tile += 2) {
-      warp.Each([&](int lane) {
-        const int token = 8 * tile + 8 * (lane / 16) + lane % 8;
-        rows[lane] = right + 128 * token + 16 * ((2 * step + lane / 8 % 2) ^ (token % 8));
-      });
-      LoadMatrices(warp, rows, b);
-      Mma<kType>(warp, sums[tile], a, b, 0);
-      Mma<kType>(warp, sums[tile + 1], a, b, 2);
-    }
+    LoadMatrices(warp, rows, operand);
+    MultiplyTokens<kType, kTokens>(warp, operand, right, step, sums);
   }
 }
 

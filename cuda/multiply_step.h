@@ -11,7 +11,6 @@
 #include <type_traits>
 
 #include "cuda/async_copy.h"
-#include "cuda/decode_record.h"
 #include "cuda/warp.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -23,29 +22,10 @@
 namespace nibble::cuda {
 
 // `panel`: 64 columns of the tokens; `step`: 0 to 3 within them.
-template <DType kType, int kTokens, class Warp>
-NIBBLE_HD inline void MultiplyStepByMma(const Warp& warp,
-                                        const typename Warp::template Lanes<LeftOperand>& left,
-                                        const uint8_t* panel, int step,
-                                        typename Warp::template Lanes<Sums4>* sums) {
-  NIBBLE_UNROLL
-  for (int tile = 0; tile < kTokens / 8; tile += 2) {
-    typename Warp::template Lanes<const uint8_t*> rows;
-    typename Warp::template Lanes<Words4> right;
-    warp.Each([&](int lane) {
-      const int token = 8 * tile + 8 * (lane / 16) + lane % 8;
-      rows[lane] = panel + 128 * token + 16 * ((2 * step + lane / 8 % 2) ^ (token % 8));
-    });
-    LoadMatrices(warp, rows, right);
-    Mma<kType>(warp, sums[tile], left, right, 0);
-    Mma<kType>(warp, sums[tile + 1], left, right, 2);
-  }
-}
-
 template <DType kType, int kTokens>
 void MultiplyStep(const HostWarp& warp, const HostWarp::Lanes<LeftOperand>& left,
                   const uint8_t* panel, int step, HostWarp::Lanes<Sums4>* sums) {
-  MultiplyStepByMma<kType, kTokens>(warp, left, panel, step, sums);
+  MultiplyTokens<kType, kTokens>(warp, left, panel, step, sums);
 }
 inline void WaitForLeft(const HostWarp&) {}
 
@@ -53,6 +33,21 @@ inline void WaitForLeft(const HostWarp&) {}
 NIBBLE_HD inline void WaitForProducts() {
 #if NIBBLE_WGMMA
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+// Until the copies of a stage that is `ahead` behind the last one have arrived, and wgmma may read
+// them.
+NIBBLE_HD inline void WaitForStage(int ahead) {
+  if (ahead == 0) {
+    WaitForCopies<0>();
+  } else if (ahead == 1) {
+    WaitForCopies<1>();
+  } else {
+    WaitForCopies<2>();
+  }
+#if NIBBLE_WGMMA
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
@@ -140,7 +135,7 @@ NIBBLE_HD inline void MultiplyStep(const DeviceWarp& warp,
   Wgmma<kType, kTokens>(sums, left.own.v, SharedDescriptor(panel + 32 * step));
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #else
-  MultiplyStepByMma<kType, kTokens>(warp, left, panel, step, sums);
+  MultiplyTokens<kType, kTokens>(warp, left, panel, step, sums);
 #endif
 }
 
@@ -150,21 +145,6 @@ NIBBLE_HD inline void WaitForLeft(const DeviceWarp&) {
   asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 #endif
 }
-// Until the copies of a stage that is `ahead` behind the last one have arrived, and wgmma may read
-// them.
-NIBBLE_HD inline void WaitForStage(int ahead) {
-  if (ahead == 0) {
-    WaitForCopies<0>();
-  } else if (ahead == 1) {
-    WaitForCopies<1>();
-  } else {
-    WaitForCopies<2>();
-  }
-#if NIBBLE_WGMMA
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 #endif  // __CUDACC__
 
 }  // namespace nibble::cuda

@@ -23,7 +23,8 @@ Status DequantizeRows(const QuantizedTensor& tensor, int64_t first, const Mutabl
 Status QuantizeTo(const TensorView& weights, Format format, std::span<std::byte> out,
                   const QuantizeOptions& options);
 // Without importance and group index. Waits for the stream, to report weights that are not finite
-// and scales that their type cannot hold.
+// and scales that their type cannot hold; not with NonFinite::kClamp where its type holds any
+// scale.
 Result<QuantizedTensor> QuantizePlanar(const TensorView& weights, const Scheme& scheme,
                                        const QuantizeOptions& options,
                                        std::span<const float> table);

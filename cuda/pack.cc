@@ -132,7 +132,21 @@ Result<PackedPlan> PlanPack(const QuantizedTensor& weights, std::span<const floa
   return plan;
 }
 
-Result<std::vector<int32_t>> ColumnOrder(std::span<const int32_t> group_of_column, int64_t run) {
+Status CheckGroupIndex(std::span<const int32_t> group_of_column, int64_t groups) {
+  for (size_t col = 0; col < group_of_column.size(); ++col) {
+    const int32_t group = group_of_column[col];
+    if (group < 0 || group >= groups) {
+      return InvalidArgument("group index " + std::to_string(group) + " of column " +
+                             std::to_string(col) + " is not one of the " + std::to_string(groups) +
+                             " groups");
+    }
+  }
+  return OkStatus();
+}
+
+Result<std::vector<int32_t>> ColumnOrder(std::span<const int32_t> group_of_column, int64_t groups,
+                                         int64_t run) {
+  NIBBLE_RETURN_IF_ERROR(CheckGroupIndex(group_of_column, groups));
   const int64_t cols = static_cast<int64_t>(group_of_column.size());
   std::vector<int32_t> order(group_of_column.size());
   std::iota(order.begin(), order.end(), 0);

@@ -1,9 +1,9 @@
 // Packing on the device: a thread makes a word of a record.
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "cuda/pack.h"
 #include "cuda/products.h"
 #include "cuda/status.h"
-#include "cuda/weights.cuh"
+#include "cuda/weights.h"
 
 namespace nibble::cuda {
 namespace {

@@ -22,9 +22,14 @@ struct PackedPlan {
 // `table`: the values of Code::kTable, in host memory; else empty.
 Result<PackedPlan> PlanPack(const QuantizedTensor& weights, std::span<const float> table);
 
+// An error where a column's group is not one of `groups`: kernels read the scale of any that they
+// are told.
+Status CheckGroupIndex(std::span<const int32_t> group_of_column, int64_t groups);
+
 // The columns sorted by their groups, in order within a group, so that groups are neighbours; an
-// error where groups then do not fill `run` columns each.
-Result<std::vector<int32_t>> ColumnOrder(std::span<const int32_t> group_of_column, int64_t run);
+// error where groups then do not fill `run` columns each, or are none of `groups`.
+Result<std::vector<int32_t>> ColumnOrder(std::span<const int32_t> group_of_column, int64_t groups,
+                                         int64_t run);
 
 // Block formats: X(format, packed format, f32 scales)
 #define NIBBLE_CUDA_BLOCK_FORMATS(X) \

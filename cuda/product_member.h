@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/half2.h"
+#include "cuda/element.h"
 #include "cuda/packed_format.h"
 #include "nibble/dtype.h"
 
@@ -29,10 +29,7 @@ struct Activations {
   bool is_aligned;  // every row begins at a multiple of 16 bytes
 
   NIBBLE_HD float At(int64_t row, int64_t col) const {
-    const int64_t i = row * stride + col;
-    if (dtype == DType::kF32) return static_cast<const float*>(data)[i];
-    const uint16_t bits = static_cast<const uint16_t*>(data)[i];
-    return dtype == DType::kF16 ? HalfToFloat<DType::kF16>(bits) : HalfToFloat<DType::kBF16>(bits);
+    return LoadElement(data, dtype, row * stride + col);
   }
 };
 
@@ -62,6 +59,11 @@ struct ProductMember {
 };
 
 inline constexpr int kMostMembers = 8;  // products of one launch
+
+// What a plan needs to know of one of them.
+struct ProductSize {
+  int64_t row_tiles, tokens;
+};
 
 // The member of a launch that a block works for.
 NIBBLE_HD inline const ProductMember& MemberOfBlock(const ProductMember* members, int count,

@@ -17,6 +17,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 #include "cuda/async_copy.h"
 #include "cuda/decode_record.h"
@@ -72,16 +73,16 @@ struct SmallMShared {
         ring_bytes(traits.stages * stage_bytes) {}
 };
 
-// Lays out products with weights of `row_tiles`[i] row tiles and `records` records a tile. A plan
-// without blocks is returned where the processor's shared memory does not do.
-SmallMPlan PlanSmallM(const RecordTraits& traits, const int64_t* row_tiles, int members,
-                      int64_t records, int record_bytes, int tokens, const DeviceLimits& limits);
+// Lays out products with weights of `records` records a tile. A plan without blocks is returned
+// where the processor's shared memory does not do.
+SmallMPlan PlanSmallM(const RecordTraits& traits, std::span<const ProductSize> members,
+                      int64_t records, int record_bytes, const DeviceLimits& limits);
 
-// Blocks along x of a matrix.
+// Blocks along x of a member.
 constexpr NIBBLE_HD int64_t BlocksOf(const RecordTraits& traits, const SmallMPlan& plan,
-                                     int64_t row_tiles) {
+                                     const ProductSize& member) {
   const int64_t tiles = int64_t{plan.row_groups} * traits.warp_tiles;
-  return (row_tiles + tiles - 1) / tiles;
+  return (member.row_tiles + tiles - 1) / tiles;
 }
 
 // --- The kernel ----------------------------------------------------------------------------------

@@ -8,22 +8,25 @@ constexpr int64_t kActivationBytes = 66 * 1024;
 
 constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t BlocksOfAll(const RecordTraits& traits, const SmallMPlan& plan, const int64_t* row_tiles,
-                    int members) {
+int64_t BlocksOfAll(const RecordTraits& traits, const SmallMPlan& plan,
+                    std::span<const ProductSize> members) {
   int64_t blocks = 0;
-  for (int i = 0; i < members; ++i) blocks += BlocksOf(traits, plan, row_tiles[i]);
+  for (const ProductSize& member : members) blocks += BlocksOf(traits, plan, member);
   return blocks;
 }
 
 }  // namespace
 
-SmallMPlan PlanSmallM(const RecordTraits& traits, const int64_t* row_tiles, int members,
-                      int64_t records, int record_bytes, int tokens, const DeviceLimits& limits) {
+SmallMPlan PlanSmallM(const RecordTraits& traits, std::span<const ProductSize> members,
+                      int64_t records, int record_bytes, const DeviceLimits& limits) {
   SmallMPlan plan;
   plan.record_bytes = record_bytes;
-  plan.tokens = tokens;
+  for (const ProductSize& member : members) {
+    plan.tokens = std::max(plan.tokens, static_cast<int>(member.tokens));
+  }
+  const int tokens = plan.tokens;
   const int most_splits = limits.has_clusters ? kMostSplits : 1;
-  const auto blocks = [&] { return BlocksOfAll(traits, plan, row_tiles, members); };
+  const auto blocks = [&] { return BlocksOfAll(traits, plan, members); };
 
   // Every block reads all activations of its columns from the second-level cache: its rows are so
   // many that this is at most about a quarter of what it reads of weights ...

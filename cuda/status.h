@@ -13,6 +13,7 @@ namespace nibble::cuda {
 
 inline Status ToStatus(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return OkStatus();
+  (void)cudaGetLastError();  // what has been told does not stain later calls
   std::string message = std::string(what) + ": " + cudaGetErrorString(error);
   switch (error) {
     case cudaErrorMemoryAllocation:

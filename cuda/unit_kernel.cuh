@@ -21,8 +21,12 @@ __device__ __forceinline__ void RunUnits(const Arguments& args) {
   const int split = static_cast<int>(blockIdx.y);
   const DeviceWarp warp = {thread % kLanes};
   const Block block(args, blockIdx.x, split, shared);
-  typename Block::template WarpState<DeviceWarp> state;
-  block.Begin(warp, state);
+  using Sums = typename Block::Sums;
+  typename Sums::template Registers<DeviceWarp> sums;
+  Sums::Clear(warp, sums);
+  const auto store = [&](int row, int token, typename Block::Sum sum) {
+    block.StoreOutput(row, token, sum);
+  };
 
   const int ahead = args.plan.stages - Block::kStagesInUse;
   for (int unit = 0; unit < ahead; ++unit) block.StageUnit(thread, unit);
@@ -30,26 +34,28 @@ __device__ __forceinline__ void RunUnits(const Arguments& args) {
     WaitForStage(ahead - 1);
     __syncthreads();  // the unit is there for all, and the stage of the next to come is free
     block.StageUnit(thread, unit + ahead);
-    block.MultiplyUnit(warp, index, unit, state);
+    SyncWarp();  // what a warp does together needs all its lanes
+    block.MultiplyUnit(warp, index, unit, sums);
   }
   WaitForProducts();
-  KeepInRegisters<Block::Sums::kTiles>(state.sums);
+  KeepInRegisters<Sums::kTiles>(sums);
 #if __CUDA_ARCH__ >= 900
   if (args.plan.splits > 1) {
     WaitForCopies<0>();
     __syncthreads();
-    block.StoreSums(warp, index, state);
+    Sums::Store(warp, index, sums, block.SharedSums());
     const auto cluster = cooperative_groups::this_cluster();
     cluster.sync();
-    block.CombineSplits(thread, split, [&](int s) {
+    const auto of_split = [&](int s) {
       return static_cast<const typename Block::Sum*>(
           cluster.map_shared_rank(block.SharedSums(), static_cast<unsigned>(s)));
-    });
+    };
+    Sums::Combine(thread, split, args.plan.splits, of_split, store);
     cluster.sync();  // no block ends while others read its sums
     return;
   }
 #endif
-  block.StoreOutputs(warp, index, state);
+  Sums::ForEach(warp, index, sums, store);
 }
 
 }  // namespace nibble::cuda

@@ -105,9 +105,9 @@ void Mma(const HostWarp&, HostWarp::Lanes<FourSums<SumOf<kType>>>& sums,
   }
 }
 
-// --- ldmatrix.x4: four matrices of eight rows of 16 bytes. Lane l gives the address of row l % 8
-// of
-// --- matrix l / 8, in shared memory; it gets the bytes 4 (l % 4) .. + 3 of row l / 4 of each.
+// --- ldmatrix.x4: four matrices of eight rows of 16 bytes. Lane l gives the address, in shared
+// --- memory, of row l % 8 of matrix l / 8; it gets the bytes 4 (l % 4) .. + 3 of row l / 4 of
+// each.
 
 inline void LoadMatrices(const HostWarp&, const HostWarp::Lanes<const uint8_t*>& rows,
                          HostWarp::Lanes<Words4>& out) {
@@ -125,6 +125,14 @@ HostWarp::Lanes<T> Exchange(const HostWarp&, const HostWarp::Lanes<T>& values, i
   HostWarp::Lanes<T> result;
   for (int lane = 0; lane < 32; ++lane) result[lane] = values[lane ^ mask];
   return result;
+}
+
+// --- Bit l of the result: whether lane l's value holds.
+
+inline uint32_t Ballot(const HostWarp&, const HostWarp::Lanes<bool>& values) {
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= uint32_t{values[lane]} << lane;
+  return bits;
 }
 
 #if defined(__CUDACC__)
@@ -168,6 +176,14 @@ NIBBLE_HD inline DeviceWarp::Lanes<T> Exchange(const DeviceWarp&,
 #endif
 }
 
+NIBBLE_HD inline uint32_t Ballot(const DeviceWarp&, const DeviceWarp::Lanes<bool>& values) {
+#if defined(__CUDA_ARCH__)
+  return __ballot_sync(0xFFFFFFFFu, values.own);
+#else
+  return values.own;
+#endif
+}
+
 NIBBLE_HD inline void LoadMatrices(const DeviceWarp&, const DeviceWarp::Lanes<const uint8_t*>& rows,
                                    DeviceWarp::Lanes<Words4>& out) {
 #if defined(__CUDA_ARCH__)
@@ -189,6 +205,35 @@ NIBBLE_HD inline auto ReduceLanes(const Warp& warp, Values values, const Combine
     warp.Each([&](int lane) { values[lane] = combine(values[lane], others[lane]); });
   }
   return values[0];
+}
+
+// --- Operands of tensor cores in shared memory: 128 bytes a row, whose 16-byte parts are permuted
+// by
+// --- the row's number (the 128-byte swizzle), as wgmma needs them and ldmatrix can take them.
+
+constexpr NIBBLE_HD int SwizzledPart(int row, int part) {
+  return 128 * row + 16 * (part ^ (row % 8));
+}
+
+// sums[kTokens / 8] += left x right: 16 rows by kTokens tokens, the rows of `right`, over the 32
+// bytes of each that are number `step` of four.
+template <DType kType, int kTokens, class Warp>
+NIBBLE_HD inline void MultiplyTokens(const Warp& warp,
+                                     const typename Warp::template Lanes<LeftOperand>& left,
+                                     const uint8_t* right, int step,
+                                     typename Warp::template Lanes<FourSums<SumOf<kType>>>* sums) {
+  NIBBLE_UNROLL
+  for (int tile = 0; tile < kTokens / 8; tile += 2) {
+    typename Warp::template Lanes<const uint8_t*> rows;
+    typename Warp::template Lanes<Words4> operand;
+    warp.Each([&](int lane) {
+      const int token = 8 * tile + 8 * (lane / 16) + lane % 8;
+      rows[lane] = right + SwizzledPart(token, 2 * step + lane / 8 % 2);
+    });
+    LoadMatrices(warp, rows, operand);
+    Mma<kType>(warp, sums[tile], left, operand, 0);
+    Mma<kType>(warp, sums[tile + 1], left, operand, 2);
+  }
 }
 
 }  // namespace nibble::cuda

@@ -1,5 +1,5 @@
-// The scale and zero of a planar group from the range of its weights, the same to the bit on host
-// and device.
+// The scale and zero of a planar group from the range of its weights, and the mean of scales that
+// are themselves coded, the same to the bit on host and device.
 #ifndef NIBBLE_KERNELS_PLANAR_FIT_H_
 #define NIBBLE_KERNELS_PLANAR_FIT_H_
 
@@ -118,6 +118,22 @@ inline NIBBLE_HD ScaleZero FitRange(const Scheme& scheme, const PlanarCodebook& 
                      : scheme.code == Code::kF8E5M2 ? 57344
                                                     : MaxCode(scheme);
   return {RoundScale(scheme.scale_dtype, span / top, span, Reach(scheme)), 0};
+}
+
+// The mean of scales: sums depend on their order, which is that of a block of kScalesPerSuperBlock
+// threads on every machine: of each super-block by SumLanes; then of those sums, thread t taking t,
+// t + 256, ... from the first to the last, and SumLanes again.
+
+// One of the steps of SumLanes, 128, 64, ... 1, of one thread.
+inline NIBBLE_HD void AddUpper(double* lanes, int thread, int step) {
+  if (thread < step) lanes[thread] += lanes[thread + step];
+}
+
+// lanes[0] becomes the sum of all.
+inline void SumLanes(double* lanes) {
+  for (int step = kScalesPerSuperBlock / 2; step > 0; step /= 2) {
+    for (int thread = 0; thread < step; ++thread) AddUpper(lanes, thread, step);
+  }
 }
 
 }  // namespace nibble

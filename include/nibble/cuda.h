@@ -2,8 +2,10 @@
 //
 // After Initialize(), nibble's own Quantize, Dequantize and Matmul take views whose device is
 // Device::kCuda and queue their work on `ParallelFor::stream`; the bias of a product lies on the
-// device too. Quantize to a scheme, and to a format with NonFinite::kError, waits for that stream,
-// to report weights that cannot be quantized; so does what says so below. Nothing else waits.
+// device too. Quantize with NonFinite::kError waits for that stream, to report weights that cannot
+// be quantized; and with kClamp where a scheme's scales, of a narrower type than the weights or
+// with zeros, may be beyond what it holds. So does Pack of weights with a group index or a table,
+// and what says so below. Nothing else waits.
 //
 // Products of so many activation rows that dequantizing the weights first is faster use cuBLAS, if
 // the dynamic linker finds the toolkit's version of it. It is made ready by the first such product

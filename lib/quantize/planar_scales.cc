@@ -112,6 +112,20 @@ class Search {
   Fit best_;
 };
 
+// In the order that kernels/planar_fit.h says.
+float MeanOfScales(const float* scales, int64_t count) {
+  std::array<double, kScalesPerSuperBlock> lanes, sums = {};
+  for (int64_t begin = 0; begin < count; begin += kScalesPerSuperBlock) {
+    const int64_t end = std::min(count, begin + kScalesPerSuperBlock);
+    lanes.fill(0);
+    std::copy(scales + begin, scales + end, lanes.begin());
+    SumLanes(lanes.data());
+    sums[static_cast<size_t>(begin / kScalesPerSuperBlock) % sums.size()] += lanes[0];
+  }
+  SumLanes(sums.data());
+  return static_cast<float>(sums[0] / static_cast<double>(count));
+}
+
 }  // namespace
 
 ScaleZero SearchScale(const Scheme& scheme, const PlanarCodebook& book, const float* x,
@@ -166,9 +180,7 @@ void QuantizeScales(const float* scales, int64_t count, uint8_t* codes, uint8_t*
   for (uint32_t i = 0; i < 255; ++i) {
     midpoints[i] = (DynamicMapValue(i) + DynamicMapValue(i + 1)) / 2.0f;
   }
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(scales[i]);
-  const float mean = static_cast<float>(sum / static_cast<double>(count));
+  const float mean = MeanOfScales(scales, count);
   int64_t block = 0;
   for (int64_t begin = 0; begin < count; begin += kScalesPerSuperBlock, ++block) {
     const int64_t end = std::min(count, begin + kScalesPerSuperBlock);

@@ -1,4 +1,4 @@
-// The kernel of products of bytes on emulated warps: integer sums exactly, those of f8 nearly.
+// The kernels of products of bytes on emulated warps: integer sums exactly, those of f8 nearly.
 #include "cuda/bytes.h"
 
 #include <array>
@@ -7,8 +7,11 @@
 #include <memory>
 #include <random>
 
+#include "cuda/round_row.h"
 #include "gtest/gtest.h"
+#include "nibble/llm_int8.h"
 #include "tests/cuda/emulate.h"
+#include "tests/cuda/products.h"
 
 namespace nibble::cuda {
 namespace {
@@ -17,13 +20,19 @@ constexpr DeviceLimits kHopper = {132, 227 * 1024, true, true};
 constexpr DeviceLimits kAmpere = {108, 163 * 1024, false, false};
 constexpr DeviceLimits kFew = {1, 227 * 1024, false, true};  // takes the widest blocks
 
-template <DType kType, int kTokens>
-void Emulate(const BytesArguments& args) {
-  EmulateUnits<BytesBlock<kType, kTokens>>(args, 0x7E);
+template <DType kType>
+void Emulate(const BytesArguments& args, Late late) {
+  const auto emulate = [&]<int kTokens>() {
+    EmulateUnits<BytesBlock<kType, kTokens>>(args, 0x7E, late);
+  };
+  if (args.plan.tokens == 64) return emulate.template operator()<64>();
+  if (args.plan.tokens == 128) return emulate.template operator()<128>();
+  emulate.template operator()<256>();
 }
 
 template <DType kType>
-void ExpectProduct(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimits& limits) {
+void ExpectProduct(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimits& limits,
+                   Late late) {
   const std::string what = std::to_string(rows) + " x " + std::to_string(cols) + ", " +
                            std::to_string(tokens) + " tokens";
   std::mt19937 random(static_cast<uint32_t>(rows + cols + tokens));
@@ -58,13 +67,7 @@ void ExpectProduct(int64_t rows, int64_t cols, int64_t tokens, const DeviceLimit
   args.out_stride = rows;
   args.plan = PlanBytes(rows, cols, tokens, limits);
   ASSERT_GT(args.plan.row_blocks, 0);
-  if (args.plan.tokens == 64) {
-    Emulate<kType, 64>(args);
-  } else if (args.plan.tokens == 128) {
-    Emulate<kType, 128>(args);
-  } else {
-    Emulate<kType, 256>(args);
-  }
+  Emulate<kType>(args, late);
   for (int64_t m = 0; m < tokens; ++m) {
     for (int64_t n = 0; n < rows; ++n) {
       double sum = 0, magnitude = 0;
@@ -90,11 +93,159 @@ TEST(BytesHostTest, Multiplies) {
                                              {20, 1040, 66},
                                              {129, 144, 70},
                                              {40, 400, 300}}) {
-      ExpectProduct<DType::kI8>(rows, cols, tokens, limits);
-      ExpectProduct<DType::kF8E4M3>(rows, cols, tokens, limits);
+      ExpectProduct<DType::kI8>(rows, cols, tokens, limits, Late::kCopies);
+      ExpectProduct<DType::kI8>(rows, cols, tokens, limits, Late::kProducts);
+      ExpectProduct<DType::kF8E4M3>(rows, cols, tokens, limits, Late::kCopies);
     }
   }
-  ExpectProduct<DType::kI8>(10, 4096, 3, kHopper);  // in splits
+  ExpectProduct<DType::kI8>(10, 4096, 3, kHopper, Late::kProducts);  // in splits
+}
+
+// --- Activations rounded on the way, as the launches one after the other do ----------------------
+
+struct Rounded {
+  AlignedBytes codes;
+  std::vector<float> scales;
+  int64_t stride;
+};
+
+template <DType kType>
+Rounded Round(const Activations& activations, const uint8_t* skipped) {
+  Rounded rounded;
+  rounded.stride = (activations.cols + 15) / 16 * 16;
+  rounded.codes = AlignedBytes(static_cast<size_t>(activations.rows * rounded.stride));
+  rounded.scales.resize(static_cast<size_t>(activations.rows));
+  const RoundRow<kType> round = {activations, skipped, rounded.stride, rounded.codes.data(),
+                                 rounded.scales.data()};
+  for (int64_t row = 0; row < activations.rows; ++row) {
+    uint32_t most[kWarps];
+    for (int w = 0; w < kWarps; ++w) round.FindLargest(HostWarp(), w, row, most);
+    for (int t = 0; t < kThreads; ++t) round.Write(t, row, most);
+  }
+  return rounded;
+}
+
+// out[tokens, rows] by weights whose columns are a multiple of 16.
+template <DType kType>
+void MultiplyRounded(const QuantizedTensor& weights, const Rounded& rounded, int64_t tokens,
+                     float* out) {
+  BytesArguments args = {};
+  args.activations = rounded.codes.data();
+  args.activation_scales = rounded.scales.data();
+  args.tokens = tokens;
+  args.activation_stride = rounded.stride;
+  args.weights = PlanesOf(weights);
+  args.out = out;
+  args.out_stride = weights.rows();
+  args.plan = PlanBytes(weights.rows(), weights.cols(), tokens, kAmpere);
+  ASSERT_GT(args.plan.row_blocks, 0);
+  Emulate<kType>(args, Late::kCopies);
+}
+
+TEST(BytesHostTest, RoundsActivationsAsTheCpuDoes) {
+  MatmulOptions options;
+  options.precision = Precision::kInt8PerRow;
+  for (const auto& [rows, cols, tokens] :
+       {std::array<int64_t, 3>{37, 256, 3}, {20, 1040, 9}, {130, 48, 70}}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+      TypedValues a = RandomActivations(dtype, tokens * cols, 2);
+      const TensorView view = {a.bytes.data(), dtype, tokens, cols, cols, Device::kCpu};
+      const QuantizedTensor weights = PlanarWeights("int8 sym channel", rows, cols);
+      std::vector<float> want(static_cast<size_t>(tokens * rows)), got(want.size());
+      ASSERT_TRUE(Matmul(view, weights, ViewOf(want.data(), tokens, rows), options).ok());
+      const Activations source = {a.bytes.data(), dtype, tokens, cols, cols, false};
+      MultiplyRounded<DType::kI8>(weights, Round<DType::kI8>(source, nullptr), tokens, got.data());
+      EXPECT_EQ(got, want) << rows << " x " << cols << ", " << tokens << " of " << DTypeName(dtype);
+
+      // Three bits behind the point.
+      const QuantizedTensor floats = PlanarWeights("f8_e4m3 channel", rows, cols);
+      MultiplyRounded<DType::kF8E4M3>(floats, Round<DType::kF8E4M3>(source, nullptr), tokens,
+                                      got.data());
+      ExpectProducts(got, a.floats, {}, floats, tokens, 0x1p-4, "f8");
+    }
+  }
+}
+
+TEST(BytesHostTest, RowsThatAreNotFiniteHaveNoScale) {
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> a = RandomValues(3 * 48, 4);
+    a[48 + 5] = bad;
+    const Activations source = {a.data(), DType::kF32, 3, 48, 48, false};
+    const Rounded rounded = Round<DType::kI8>(source, nullptr);
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(std::isnan(rounded.scales[i]), i == 1);
+    std::vector<uint8_t> skipped(48);
+    skipped[5] = 1;
+    const Rounded skipping = Round<DType::kI8>(source, skipped.data());
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_FALSE(std::isnan(skipping.scales[i]));
+      EXPECT_EQ(skipping.codes.data()[48 * i + 5], 0);
+    }
+  }
+}
+
+TEST(BytesHostTest, ListsFlaggedColumns) {
+  std::mt19937 random(3);
+  for (const int64_t cols : {1, 31, 256, 257, 1500}) {
+    for (const uint32_t one_in : {1u, 3u, 100u}) {
+      std::vector<uint8_t> flags(static_cast<size_t>(cols));
+      std::vector<int32_t> want, got(flags.size(), -1);
+      for (size_t i = 0; i < flags.size(); ++i) {
+        flags[i] = random() % one_in == 0;
+        if (flags[i] != 0) want.push_back(static_cast<int32_t>(i));
+      }
+      const FlaggedColumns flagged = {flags.data(), cols, got.data()};
+      int32_t placed = 0;
+      for (int64_t begin = 0; begin < cols; begin += kThreads) {
+        int counts[kWarps];
+        for (int w = 0; w < kWarps; ++w) flagged.Count(HostWarp(), w, begin, counts);
+        int32_t after = placed;
+        for (int w = 0; w < kWarps; ++w) {
+          after = flagged.Place(HostWarp(), w, begin, placed, counts);
+        }
+        placed = after;
+      }
+      ASSERT_EQ(placed, static_cast<int32_t>(want.size()));
+      got.resize(want.size());
+      EXPECT_EQ(got, want);
+    }
+  }
+}
+
+// LLM.int8(), launch by launch.
+TEST(BytesHostTest, KeepsOutlierColumns) {
+  for (const auto& [rows, cols, tokens] :
+       {std::array<int64_t, 3>{37, 256, 3}, {20, 1040, 9}, {130, 48, 70}}) {
+    const QuantizedTensor weights = PlanarWeights("int8 sym channel", rows, cols);
+    std::vector<float> a = RandomValues(tokens * cols, 5);
+    for (int64_t m = 0; m < tokens; ++m) {
+      a[static_cast<size_t>(m * cols + 3)] *= 40;
+      a[static_cast<size_t>(m * cols + cols - 1)] *= 30;
+    }
+    std::vector<float> want(static_cast<size_t>(tokens * rows)), got(want.size());
+    ASSERT_TRUE(MatmulLlmInt8(ViewOf(std::as_const(a).data(), tokens, cols), weights,
+                              ViewOf(want.data(), tokens, rows))
+                    .ok());
+    const Activations source = {a.data(), DType::kF32, tokens, cols, cols, false};
+    std::vector<uint8_t> flags(static_cast<size_t>(cols));
+    std::vector<int32_t> columns;
+    for (int64_t col = 0; col < cols; ++col) {
+      flags[static_cast<size_t>(col)] = IsOutlier(source, col, kLlmInt8Threshold);
+      if (flags[static_cast<size_t>(col)] != 0) columns.push_back(static_cast<int32_t>(col));
+    }
+    ASSERT_GE(columns.size(), 2u);
+    ASSERT_LT(columns.size(), flags.size());
+    MultiplyRounded<DType::kI8>(weights, Round<DType::kI8>(source, flags.data()), tokens,
+                                got.data());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t first = 0; first < tokens; first += kTokensAtOnce) {
+        AddColumns(HostWarp(), source, PlanesOf(weights), columns.data(),
+                   static_cast<int>(columns.size()), row, first, got.data(), rows);
+      }
+    }
+    float largest = 0;
+    for (float x : want) largest = std::max(largest, std::fabs(x));
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5f * largest) << i;
+  }
 }
 
 TEST(BytesHostTest, PlansCoverEveryShape) {

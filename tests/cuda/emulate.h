@@ -2,6 +2,7 @@
 #ifndef NIBBLE_TESTS_CUDA_EMULATE_H_
 #define NIBBLE_TESTS_CUDA_EMULATE_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -53,7 +54,7 @@ inline PackedOnHost PackOnHost(const QuantizedTensor& weights) {
   if (planes.group_index != nullptr) {
     std::vector<int32_t> groups(static_cast<size_t>(weights.cols()));
     std::memcpy(groups.data(), planes.group_index, groups.size() * 4);
-    auto order = ColumnOrder(groups, matrix.group_steps * kStepCols);
+    auto order = ColumnOrder(groups, planes.groups, matrix.group_steps * kStepCols);
     EXPECT_TRUE(order.ok()) << order.status().message();
     packed.order = *order;
     matrix.order = packed.order.data();
@@ -89,6 +90,27 @@ inline PackedOnHost PackOnHost(const QuantizedTensor& weights) {
   return packed;
 }
 
+// The copies of a block's warps: made as late as their waits allow, or at once.
+class BlockCopies {
+ public:
+  explicit BlockCopies(bool are_late) : are_late_(are_late) {}
+  ~BlockCopies() { host_copies = nullptr; }
+
+  // What follows is done by a warp, or by one of its threads.
+  void PlayWarp(int warp) {
+    host_copies = are_late_ ? &copies_[static_cast<size_t>(warp)] : nullptr;
+    copies_[static_cast<size_t>(warp)].is_group_open = false;
+  }
+  void PlayThread(int thread) {
+    PlayWarp(thread / kLanes);
+    copies_[static_cast<size_t>(thread / kLanes)].is_group_open = thread % kLanes != kLanes - 1;
+  }
+
+ private:
+  bool are_late_;
+  std::array<HostCopies, kWarps> copies_;
+};
+
 // A launch of the small-M kernel: each block's phases one after the other, all its warps in turn.
 template <class Format, DType kType, int kTokenTiles>
 void EmulateSmallM(const SmallMArguments& args) {
@@ -108,10 +130,25 @@ void EmulateSmallM(const SmallMArguments& args) {
           blocks.emplace_back(args, x, split, shared[static_cast<size_t>(split)].data());
       auto states = std::make_unique<std::array<State, kWarps>>();
       const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
+      BlockCopies copies(true);
       for (int segment = 0; segment < block.segments(); ++segment) {
-        for (int t = 0; t < kThreads; ++t) block.StageActivations(t, segment);
-        for (int w = 0; w < kWarps && segment == 0; ++w) block.Begin(warp, w, state(w));
-        for (int w = 0; w < kWarps; ++w) block.MultiplySegment(warp, w, segment, state(w));
+        for (int t = 0; t < kThreads; ++t) {
+          copies.PlayThread(t);
+          block.StageActivations(t, segment);
+        }
+        for (int w = 0; w < kWarps; ++w) {
+          copies.PlayWarp(w);
+          if (segment == 0) {
+            block.Begin(warp, w, state(w));
+            WaitForCopies<Block::kStages - 1>();
+          } else {
+            WaitForCopies<0>();
+          }
+        }
+        for (int w = 0; w < kWarps; ++w) {
+          copies.PlayWarp(w);
+          block.MultiplySegment(warp, w, segment, state(w));
+        }
       }
       if (block.segments() == 0) {
         for (int w = 0; w < kWarps; ++w) block.Begin(warp, w, state(w));
@@ -128,18 +165,25 @@ void EmulateSmallM(const SmallMArguments& args) {
   }
 }
 
+// Two ways in which the kernel's pipeline may run: copies arrive as late as they may; or at once,
+// and then products are done as late as they may be, beside the copies that follow.
+enum class Late { kCopies, kProducts };
+
 // A launch of blocks that go through their columns unit by unit (cuda/unit_kernel.cuh); shared
 // memory begins as bytes of `fill`.
 template <class Block, class Arguments>
-void EmulateUnits(const Arguments& args, int fill) {
-  using State = typename Block::template WarpState<HostWarp>;
+void EmulateUnits(const Arguments& args, int fill, Late late) {
+  using Sums = typename Block::Sums;
+  struct State {
+    typename Sums::template Registers<HostWarp> sums;
+  };
   const HostWarp warp;
   const int ahead = args.plan.stages - Block::kStagesInUse;
   for (int64_t at = 0; at < args.plan.blocks; ++at) {
     std::vector<AlignedBytes> shared;
     std::vector<Block> blocks;
     auto states = std::make_unique<std::array<State, kWarps>>();
-    const auto state = [&](int w) -> State& { return (*states)[static_cast<size_t>(w)]; };
+    const auto sums = [&](int w) -> auto& { return (*states)[static_cast<size_t>(w)].sums; };
     for (int split = 0; split < args.plan.splits; ++split) {
       shared.emplace_back(static_cast<size_t>(args.plan.shared_bytes));
       std::memset(shared.back().data(), fill, static_cast<size_t>(args.plan.shared_bytes));
@@ -147,27 +191,47 @@ void EmulateUnits(const Arguments& args, int fill) {
     for (int split = 0; split < args.plan.splits; ++split) {
       const Block& block =
           blocks.emplace_back(args, at, split, shared[static_cast<size_t>(split)].data());
+      BlockCopies copies(late == Late::kCopies);
       const auto stage = [&](int unit) {
-        for (int t = 0; t < kThreads; ++t) block.StageUnit(t, unit);
+        for (int t = 0; t < kThreads; ++t) {
+          copies.PlayThread(t);
+          block.StageUnit(t, unit);
+        }
       };
-      for (int w = 0; w < kWarps; ++w) block.Begin(warp, state(w));
+      const auto multiply = [&](int unit) {
+        for (int w = 0; w < kWarps && unit >= 0; ++w) {
+          block.MultiplyUnit(warp, w, unit, sums(w));
+        }
+      };
+      const int behind = late == Late::kProducts ? Block::kStagesInUse - 1 : 0;
+      const auto store = [&](int row, int token, auto sum) { block.StoreOutput(row, token, sum); };
+      for (int w = 0; w < kWarps; ++w) Sums::Clear(warp, sums(w));
       for (int unit = 0; unit < ahead; ++unit) stage(unit);
       for (int unit = 0; unit < block.units(); ++unit) {
+        for (int w = 0; w < kWarps; ++w) {
+          copies.PlayWarp(w);
+          WaitForStage(ahead - 1);
+        }
         stage(unit + ahead);
-        for (int w = 0; w < kWarps; ++w) block.MultiplyUnit(warp, w, unit, state(w));
+        multiply(unit - behind);
+      }
+      for (int unit = std::max(0, block.units() - behind); unit < block.units(); ++unit) {
+        multiply(unit);
       }
       for (int w = 0; w < kWarps; ++w) {
         if (args.plan.splits == 1) {
-          block.StoreOutputs(warp, w, state(w));
+          Sums::ForEach(warp, w, sums(w), store);
         } else {
-          block.StoreSums(warp, w, state(w));
+          Sums::Store(warp, w, sums(w), block.SharedSums());
         }
       }
     }
+    const auto of_split = [&](int s) { return blocks[static_cast<size_t>(s)].SharedSums(); };
     for (int split = 0; split < args.plan.splits && args.plan.splits > 1; ++split) {
+      const Block& block = blocks[static_cast<size_t>(split)];
+      const auto store = [&](int row, int token, auto sum) { block.StoreOutput(row, token, sum); };
       for (int t = 0; t < kThreads; ++t) {
-        blocks[static_cast<size_t>(split)].CombineSplits(
-            t, split, [&](int s) { return blocks[static_cast<size_t>(s)].SharedSums(); });
+        Sums::Combine(t, split, args.plan.splits, of_split, store);
       }
     }
   }
@@ -176,7 +240,7 @@ void EmulateUnits(const Arguments& args, int fill) {
 // A launch of the kernel of large products.
 template <class Format, DType kType, int kTokens>
 void EmulateGemm(const GemmArguments& args) {
-  EmulateUnits<GemmBlock<Format, kType, kTokens>>(args, 0xFF);
+  EmulateUnits<GemmBlock<Format, kType, kTokens>>(args, 0xFF, Late::kCopies);
 }
 
 }  // namespace nibble::cuda

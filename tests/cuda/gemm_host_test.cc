@@ -54,7 +54,7 @@ void ExpectProduct(const QuantizedTensor& weights, const Case& test) {
     const PackedMatrix& matrix = packed.plan.matrix;
     GemmArguments args = {};
     args.activations = {strided.data(), test.dtype, a_rows, cols, stride, true};
-    const GemmSize size = {matrix.row_tiles(), test.tokens};
+    const ProductSize size = {matrix.row_tiles(), test.tokens};
     args.plan = PlanGemm(Format::kCols, {&size, 1}, matrix.records_per_tile<Format>(),
                          matrix.record_bytes<Format>(), test.limits);
     ASSERT_GT(args.plan.blocks, 0) << what;
@@ -122,7 +122,7 @@ TEST(GemmHostTest, ServesSeveralMembers) {
     std::vector<QuantizedTensor> weights;
     std::vector<PackedOnHost> packed;
     std::vector<std::vector<float>> outs;
-    std::vector<GemmSize> sizes;
+    std::vector<ProductSize> sizes;
     for (size_t i = 0; i < members.size(); ++i) {
       weights.push_back(RandomWeights(Format::kQ4_0, members[i].rows, kCols, 20 + i));
       packed.push_back(PackOnHost(weights.back()));
@@ -192,7 +192,7 @@ TEST(GemmHostTest, PlansCoverEveryShape) {
               matrix.cols = cols;
               const int64_t records = matrix.records_per_tile<Format>();
               const int record_bytes = matrix.record_bytes<Format>();
-              const GemmSize sizes[] = {{matrix.row_tiles(), tokens}, {1, 17}};
+              const ProductSize sizes[] = {{matrix.row_tiles(), tokens}, {1, 17}};
               const GemmPlan plan = PlanGemm(Format::kCols, sizes, records, record_bytes, limits);
               if (plan.blocks == 0) {
                 ASSERT_GT(2 * GemmStageBytes(64, Format::kCols, record_bytes) + 1024,

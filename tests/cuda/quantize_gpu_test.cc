@@ -1,6 +1,8 @@
 // On the device as on the CPU: decoded weights to the bit, quantized bytes to the byte.
 #include "nibble/quantize.h"
 
+#include <cuda_runtime_api.h>
+
 #include <cmath>
 
 #include "tests/cuda/gpu.h"
@@ -87,6 +89,18 @@ TEST_F(QuantizeGpuTest, DecodesByAGroupIndex) {
   ExpectSameDecoded(MustHave(Quantize(ViewOf(w.data(), rows, cols), scheme, options)), "act-order");
 }
 
+TEST_F(QuantizeGpuTest, DecodesAdditiveCodebooksAsTheCpuDoes) {
+  for (const char* name : {"1x8g8 f16", "2x8g8 f16", "3x8g16 bf16"}) {
+    const Scheme scheme = MustHave(ParseScheme(name));
+    QuantizedTensor tensor = MustHave(QuantizedTensor::Allocate(scheme, 5, 261));
+    for (const Plane p : {Plane::kCodes, Plane::kScales, Plane::kTable}) {
+      const auto bytes = RandomBytes(3, tensor.plane(p).size());
+      std::memcpy(tensor.plane(p).data(), bytes.data(), bytes.size());
+    }
+    ExpectSameDecoded(tensor, name);
+  }
+}
+
 TEST_F(QuantizeGpuTest, QuantizesToTheBytesOfTheCpu) {
   for (const char* input : kCases) {
     const std::vector<float> w = CaseFloats(input);
@@ -133,6 +147,39 @@ TEST_F(QuantizeGpuTest, NamesTheFirstWeightThatIsNotFinite) {
   const auto planar = Quantize(device.view(), MustHave(ParseScheme("int8 sym channel")));
   ASSERT_FALSE(planar.ok());
   EXPECT_NE(planar.status().message().find("row 2, column 9"), std::string::npos);
+}
+
+// Where nothing can be reported nothing is waited for: quantizing fits into a graph.
+TEST_F(QuantizeGpuTest, ClampsWithoutWaiting) {
+  const std::vector<float> w = TestWeights(9 * 512, 7);
+  const TensorView host = ViewOf(w.data(), 9, 512);
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  const Tensor device = MustHave(cuda::ToDevice(host, stream));
+  QuantizeOptions options;
+  options.non_finite = NonFinite::kClamp;
+  options.parallel.stream = stream;
+  for (const char* name : {"int8 sym channel", "nf4 g64 double", "f8_e4m3 tensor"}) {
+    const Scheme scheme = MustHave(ParseScheme(name));
+    const QuantizedTensor want = MustHave(Quantize(host, scheme));
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    Tensor out = MustHave(cuda::AllocateTensor(DType::kF32, 9, 512, stream));
+    ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    {
+      const QuantizedTensor got = MustHave(Quantize(device.view(), scheme, options));
+      EXPECT_TRUE(Dequantize(got, out.mutable_view(), options.parallel).ok());
+    }
+    ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess) << name;
+    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
+    const Tensor back = MustHave(cuda::ToHost(out.view(), stream));
+    Tensor decoded = MustHave(Tensor::Allocate(DType::kF32, 9, 512));
+    ASSERT_TRUE(Dequantize(want, decoded.mutable_view()).ok());
+    EXPECT_EQ(Differences(decoded.view(), back.view()), 0) << name;
+    EXPECT_EQ(cudaGraphExecDestroy(executable), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  }
 }
 
 TEST_F(QuantizeGpuTest, RefusesOperandsInHostMemory) {

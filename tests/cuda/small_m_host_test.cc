@@ -45,12 +45,12 @@ void ExpectProduct(const QuantizedTensor& weights, const Case& test) {
   VisitPackedFormat(packed.plan.kind, [&](auto format) {
     using Format = decltype(format);
     const PackedMatrix& matrix = packed.plan.matrix;
-    const int64_t tiles = matrix.row_tiles();
+    const ProductSize size = {matrix.row_tiles(), test.tokens};
     SmallMArguments args = {};
     args.activations = {a.bytes.data(), test.dtype, a_rows,
                         cols,           cols,       test.plain && cols % 8 == 0};
-    args.plan = PlanSmallM(TraitsOf<Format>(), &tiles, 1, matrix.records_per_tile<Format>(),
-                           matrix.record_bytes<Format>(), test.tokens, test.limits);
+    args.plan = PlanSmallM(TraitsOf<Format>(), {&size, 1}, matrix.records_per_tile<Format>(),
+                           matrix.record_bytes<Format>(), test.limits);
     ASSERT_GT(args.plan.blocks, 0) << what;
     args.members_count = 1;
     args.members[0] = {matrix,     test.rows.empty() ? nullptr : test.rows.data(),
@@ -136,11 +136,12 @@ TEST(SmallMHostTest, ServesMembersInOneLaunch) {
   std::vector<float> outs[2] = {std::vector<float>(kTokens * 70, 1.5f),
                                 std::vector<float>(kTokens * 18)};
   const std::vector<float> bias = RandomValues(18, 10);
-  const int64_t tiles[2] = {packed[0].plan.matrix.row_tiles(), packed[1].plan.matrix.row_tiles()};
+  const ProductSize sizes[2] = {{packed[0].plan.matrix.row_tiles(), kTokens},
+                                {packed[1].plan.matrix.row_tiles(), kTokens}};
   SmallMArguments args = {};
   args.activations = {x.bytes.data(), DType::kBF16, kTokens, 512, 512, true};
-  args.plan = PlanSmallM(TraitsOf<PackedU8>(), tiles, 2, 4,
-                         packed[0].plan.matrix.record_bytes<PackedU8>(), kTokens, kHopper);
+  args.plan = PlanSmallM(TraitsOf<PackedU8>(), sizes, 4,
+                         packed[0].plan.matrix.record_bytes<PackedU8>(), kHopper);
   args.members_count = 2;
   args.members[0] = {packed[0].plan.matrix, nullptr, 0,   kTokens, 0, nullptr,
                      outs[0].data(),        70,      true};
@@ -148,7 +149,7 @@ TEST(SmallMHostTest, ServesMembersInOneLaunch) {
                      nullptr,
                      0,
                      kTokens,
-                     static_cast<int32_t>(BlocksOf(TraitsOf<PackedU8>(), args.plan, tiles[0])),
+                     static_cast<int32_t>(BlocksOf(TraitsOf<PackedU8>(), args.plan, sizes[0])),
                      bias.data(),
                      outs[1].data(),
                      18,
@@ -180,8 +181,9 @@ TEST(SmallMHostTest, PlansCoverEveryShape) {
                 matrix.wide_scales = wide;
                 const int64_t tiles = matrix.row_tiles();
                 const int64_t records = matrix.records_per_tile<Format>();
-                const SmallMPlan plan = PlanSmallM(kTraits, &tiles, 1, records,
-                                                   matrix.record_bytes<Format>(), tokens, limits);
+                const ProductSize size = {tiles, tokens};
+                const SmallMPlan plan =
+                    PlanSmallM(kTraits, {&size, 1}, records, matrix.record_bytes<Format>(), limits);
                 ASSERT_GT(plan.blocks, 0);
                 const int64_t block_tiles = int64_t{plan.row_groups} * kTraits.warp_tiles;
                 ASSERT_GE(plan.blocks * block_tiles, tiles);

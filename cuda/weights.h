@@ -1,11 +1,13 @@
-// Decoded weights, one at a time and exact, from the codecs that host and device share.
-#ifndef NIBBLE_CUDA_WEIGHTS_CUH_
-#define NIBBLE_CUDA_WEIGHTS_CUH_
+// Decoded weights, one at a time and exact, from the codecs that both sides share, for device and
+// host.
+#ifndef NIBBLE_CUDA_WEIGHTS_H_
+#define NIBBLE_CUDA_WEIGHTS_H_
 
+#include <bit>
 #include <cstdint>
 #include <string>
 
-#include "cuda/element.cuh"
+#include "cuda/element.h"
 #include "kernels/codec_planar.h"
 #include "kernels/visit_codec.h"
 #include "nibble/quantized_tensor.h"
@@ -13,7 +15,8 @@
 namespace nibble::cuda {
 
 // A source gives weights by row and column, or eight of them from a column on that is a multiple of
-// eight; Prepare() runs once in every thread of a block first.
+// eight; Prepare(), with memory that a block shares, runs once in every thread of it first, before
+// a barrier.
 
 template <class Codec>
 struct BlockSource {
@@ -21,19 +24,19 @@ struct BlockSource {
   int64_t blocks_per_row;
 
   static constexpr int kSharedBytes = 0;
-  __device__ void Prepare(float*) {}
-  __device__ float Weight(int64_t row, int64_t col) const {
+  NIBBLE_HD void Prepare(int, int, float*) {}
+  NIBBLE_HD float Weight(int64_t row, int64_t col) const {
     return DecodeWeight<Codec>(blocks[row * blocks_per_row + col / Codec::kWeights],
                                static_cast<int>(col % Codec::kWeights));
   }
-  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
+  NIBBLE_HD void Eight(int64_t row, int64_t col, float* weights) const {
     static_assert(Codec::kGroup % 8 == 0);
     const typename Codec::Block& block = blocks[row * blocks_per_row + col / Codec::kWeights];
     const int first = static_cast<int>(col % Codec::kWeights), group = first / Codec::kGroup;
     const float scale = Codec::Scale(block, group);
     float min = 0;
     if constexpr (Codec::kHasMin) min = Codec::Min(block, group);
-#pragma unroll
+    NIBBLE_UNROLL
     for (int i = 0; i < 8; ++i) {
       weights[i] = scale * static_cast<float>(Codec::Code(block, first + i));
       if constexpr (Codec::kHasMin) weights[i] -= min;
@@ -48,12 +51,12 @@ struct ScalarSource {
   int64_t cols;
 
   static constexpr int kSharedBytes = 0;
-  __device__ void Prepare(float*) {}
-  __device__ float Weight(int64_t row, int64_t col) const {
+  NIBBLE_HD void Prepare(int, int, float*) {}
+  NIBBLE_HD float Weight(int64_t row, int64_t col) const {
     return LoadElement(data, dtype, row * cols + col);
   }
-  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
-#pragma unroll
+  NIBBLE_HD void Eight(int64_t row, int64_t col, float* weights) const {
+    NIBBLE_UNROLL
     for (int i = 0; i < 8; ++i) weights[i] = Weight(row, col + i);
   }
 };
@@ -65,16 +68,15 @@ struct PlanarSource {
   const float* dynamic_map;
 
   static constexpr int kSharedBytes = 512 * sizeof(float);
-  __device__ void Prepare(float* shared) {
-    for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) {
+  NIBBLE_HD void Prepare(int thread, int threads, float* shared) {
+    for (uint32_t i = static_cast<uint32_t>(thread); i < 256; i += static_cast<uint32_t>(threads)) {
       if (i < 1u << planes.scheme.bits) shared[i] = CodeValue(planes.scheme, i, planes.table);
       if (planes.scheme.double_quant) shared[256 + i] = DynamicMapValue(i);
     }
-    __syncthreads();
     values = shared;
     dynamic_map = shared + 256;
   }
-  __device__ float Scale(int64_t at) const {
+  NIBBLE_HD float Scale(int64_t at) const {
     if (!planes.scheme.double_quant) return planes.Scale(at);
     const int64_t blocks = (planes.scale_count() + kScalesPerSuperBlock - 1) / kScalesPerSuperBlock;
     const float maximum =
@@ -82,12 +84,12 @@ struct PlanarSource {
     const float mean = LoadPlaneFloat(planes.super_scales, DType::kF32, blocks);
     return dynamic_map[planes.scales[at]] * maximum + mean;
   }
-  __device__ float Weight(int64_t row, int64_t col) const {
+  NIBBLE_HD float Weight(int64_t row, int64_t col) const {
     const ScaleZero fit = Fit(row, col);
     const uint8_t* stream = planes.codes + row * PlanarRowBytes(planes.scheme.bits, planes.cols);
     return Scaled(fit, PlanarCode(stream, planes.scheme.bits, col));
   }
-  __device__ void Eight(int64_t row, int64_t col, float* weights) const {
+  NIBBLE_HD void Eight(int64_t row, int64_t col, float* weights) const {
     const Scheme& scheme = planes.scheme;
     const bool shared_scale =
         planes.group_index == nullptr &&
@@ -98,7 +100,7 @@ struct PlanarSource {
     uint64_t codes = 0;
     for (int i = 0; i < scheme.bits; ++i) codes |= static_cast<uint64_t>(stream[i]) << (8 * i);
     ScaleZero fit = Fit(row, col);
-#pragma unroll
+    NIBBLE_UNROLL
     for (int i = 0; i < 8; ++i) {
       if (!shared_scale && i > 0) fit = Fit(row, col + i);
       weights[i] = Scaled(
@@ -111,14 +113,41 @@ struct PlanarSource {
     float scale, zero;
   };
   // NaN where the group index of the column is none of the groups: there is no one to tell.
-  __device__ ScaleZero Fit(int64_t row, int64_t col) const {
+  NIBBLE_HD ScaleZero Fit(int64_t row, int64_t col) const {
     const int64_t group = planes.Group(col);
-    if (group < 0 || group >= planes.groups) return {__int_as_float(0x7FC00000), 0.0f};
+    if (group < 0 || group >= planes.groups) return {std::bit_cast<float>(0x7FC00000u), 0.0f};
     const int64_t at = planes.ScaleAt(row, group);
     return {Scale(at), planes.Zero(at)};
   }
-  __device__ float Scaled(ScaleZero fit, uint32_t code) const {
+  NIBBLE_HD float Scaled(ScaleZero fit, uint32_t code) const {
     return fit.scale * (planes.scheme.symmetric ? values[code] : values[code] - fit.zero);
+  }
+};
+
+// Additive codebooks: the entries lie in memory, as they may be larger than what a block shares.
+struct AdditiveSource {
+  PlanarPlanes planes;
+
+  static constexpr int kSharedBytes = 0;
+  NIBBLE_HD void Prepare(int, int, float*) {}
+  NIBBLE_HD float Weight(int64_t row, int64_t col) const {
+    return DecodePlanarWeight(planes, row, col);
+  }
+  // Eight weights lie in one vector: the codes are read once.
+  NIBBLE_HD void Eight(int64_t row, int64_t col, float* weights) const {
+    const Scheme& s = planes.scheme;
+    const uint8_t* stream = planes.codes + row * planes.row_bytes();
+    for (int c = 0; c < s.codebooks; ++c) {
+      const uint32_t code = PlanarCode(stream, s.bits, col / s.vector * s.codebooks + c);
+      NIBBLE_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        const float value = CodebookValue(s, c, code, col % s.vector + i, planes.table);
+        weights[i] = c == 0 ? value : weights[i] + value;
+      }
+    }
+    const float scale = planes.Scale(planes.ScaleAt(row, planes.Group(col)));
+    NIBBLE_UNROLL
+    for (int i = 0; i < 8; ++i) weights[i] = scale * weights[i];
   }
 };
 
@@ -142,7 +171,8 @@ Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
   }
   if (!tensor.is_block_format()) {
     if (tensor.scheme().code == Code::kAdditive) {
-      return Unsupported(SchemeName(tensor.scheme()) + ": codebooks in device memory");
+      visitor(AdditiveSource{PlanesOnDevice(tensor)});
+      return OkStatus();
     }
     PlanarSource source = {};
     source.planes = PlanesOnDevice(tensor);
@@ -178,4 +208,4 @@ Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
 
 }  // namespace nibble::cuda
 
-#endif  // NIBBLE_CUDA_WEIGHTS_CUH_
+#endif  // NIBBLE_CUDA_WEIGHTS_H_
