@@ -367,7 +367,8 @@ TEST(CApi, ErrorFeedbackHasTheOptionsOfCpp) {
   nibble_hessian* hessian = nullptr;
   ASSERT_EQ(nibble_hessian_create(kCols, &hessian, &error), NIBBLE_OK);
   ASSERT_EQ(
-      nibble_hessian_add(hessian, {inputs.data(), NIBBLE_F32, 300, kCols, 0}, nullptr, &error),
+      nibble_hessian_add(hessian, {inputs.data(), NIBBLE_F32, 300, kCols, 0, NIBBLE_DEVICE_CPU},
+                         nullptr, &error),
       NIBBLE_OK);
   std::vector<std::vector<std::byte>> all;
   const auto expect_same = [&](const char* type, const nibble_gptq_options& options,
@@ -456,8 +457,9 @@ TEST(CApi, KeepsHessiansInFiles) {
       nibble_hessian* hessian = nullptr;
       ASSERT_EQ(nibble_hessian_create(shared.cols, &hessian, &error), NIBBLE_OK);
       const std::vector<float> tokens = Tokens(20, shared.cols, seed);
-      ASSERT_EQ(nibble_hessian_add(hessian, {tokens.data(), NIBBLE_F32, 20, shared.cols, 0},
-                                   nullptr, &error),
+      ASSERT_EQ(nibble_hessian_add(
+                    hessian, {tokens.data(), NIBBLE_F32, 20, shared.cols, 0, NIBBLE_DEVICE_CPU},
+                    nullptr, &error),
                 NIBBLE_OK);
       ASSERT_EQ(nibble_hessian_writer_append(writer, hessian, &error), NIBBLE_OK) << error.message;
       nibble_hessian_free(hessian);
