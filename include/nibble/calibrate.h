@@ -3,6 +3,7 @@
 #ifndef NIBBLE_CALIBRATE_H_
 #define NIBBLE_CALIBRATE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -38,9 +39,16 @@ struct CalibrationText {
 Result<CalibrationText> CutCalibrationText(const Model& model, std::string_view text,
                                            int64_t context, int64_t max_windows = 0);
 
+// Where the activations of a whole text lie while a model is run layer by layer.
+struct ActivationMemory {
+  size_t memory_bytes = size_t{1} << 30;  // larger ones, each by itself, lie on disk
+  std::string folder;                     // of their files, which have no name; empty: the system's
+};
+
 struct StatisticsOptions {
-  int64_t batch_tokens = 2048;  // run at once
-  bool output = false;          // of the output matrix, too
+  int64_t batch_tokens = 2048;   // run at once
+  bool output = false;           // of the output matrix, too
+  ActivationMemory activations;  // of VisitHessians
   ParallelFor parallel;
   // After each batch: windows done and in all; false stops (kCancelled).
   std::function<bool(int64_t done, int64_t windows)> progress;
@@ -57,9 +65,9 @@ Result<ImportanceMatrix> GatherStatistics(const Model& model, const CalibrationT
 std::vector<SharedInputs> InputsOf(const Model& model);
 
 // Runs the model, in f32, layer by layer over the text and hands over the Hessian of each of
-// InputsOf() in that order. Memory: the residual stream of all windows (f32 [tokens, width]) and
-// the Hessians of half a layer. Progress counts batches, over all halves. Fails where an activation
-// is not finite, naming the matrix that sees it.
+// InputsOf() in that order. Memory: the residual stream of all windows (f32 [tokens, width], on
+// disk where it is large) and the Hessians of half a layer. Progress counts batches, over all
+// halves. Fails where an activation is not finite, naming the matrix that sees it.
 Status VisitHessians(const Model& model, const CalibrationText& text,
                      const StatisticsOptions& options,
                      const std::function<Status(const SharedInputs&, const Hessian&)>& visit);
@@ -71,6 +79,7 @@ struct LayerwiseOptions {
   // to, that its weights are asked to make good (as in GPTAQ, arXiv 2504.02692).
   float input_correction = 1.0f;
   float residual_correction = 1.0f;
+  ActivationMemory activations;
   // After each batch and matrix; false stops (kCancelled).
   std::function<bool(const ModelProgress&)> progress;
 };
@@ -80,8 +89,9 @@ struct MatrixReport {
   std::string name;
   Format format = Format::kF32;
   bool feedback =
-      false;        // false: the format has none, or the matrix is looked up too; weighed only
-  GptqReport gptq;  // of feedback
+      false;            // false: the format has none, or the matrix is looked up too; weighed only
+  GptqReport gptq;      // of feedback
+  bool unseen = false;  // no token's inputs are known: to nearest
 };
 
 struct CalibratedTensors {
@@ -94,7 +104,8 @@ struct CalibratedTensors {
 // makes of the original inputs. An output matrix of its own is the last; embeddings, which are
 // looked up, are the first, weighed where they are the output too, and without error feedback.
 // Memory: the residual streams of all windows twice (f32 [tokens, width]), the inputs of one
-// matrix (f32 [tokens, feed-forward width]), the Hessians of one layer's inputs, the result.
+// matrix (f32 [tokens, feed-forward width]), both on disk where they are large, the Hessians of one
+// layer's inputs, the result.
 // Fails where an activation is not finite, naming the matrix that sees it.
 Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan& plan,
                                             const CalibrationText& text,
@@ -103,9 +114,11 @@ Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan&
 // The same with Hessians from a file, which are the original model's: each matrix by itself, no
 // model is run, and of `options` only `gptq` and `progress` count. Matrices of formats without
 // error feedback are weighed by the mean squares of their inputs, embeddings too where the file
-// knows them; embeddings that it does not know are left to WriteModel. Any other matrix that the
-// file does not know, or whose inputs saw no token, is an error, or left to WriteModel where
-// `allow_missing`. Memory: one Hessian and its factors, the result.
+// knows them; embeddings that it does not know are left to WriteModel. Experts stacked in one
+// tensor have inputs of their own (ExpertName). Any other matrix that the file does not know, or
+// whose inputs saw no token, is an error, or rounded to nearest where `allow_missing`: here, or by
+// WriteModel where the file knows nothing of its tensor. Memory: one Hessian and its factors, the
+// result, the tensors whose experts are not all done.
 Result<CalibratedTensors> QuantizeWithHessians(const ModelSource& source, const ModelPlan& plan,
                                                const HessianFile& hessians,
                                                const LayerwiseOptions& options = {},

@@ -6,7 +6,8 @@
 // tokens x, row by row; and "NAME.tokens", i64 [1]. NAME is the first matrix in GGUF's naming, as
 // in "blk.0.attn_q.weight". The metadata has "nibble.hessians": "1", "texts": a JSON list of
 // {"text", "hash", "context", "windows"}, and "shared": a JSON object that names for every other
-// matrix the NAME whose inputs it sees.
+// matrix the NAME whose inputs it sees. Of experts stacked in one tensor each is a matrix of its
+// own, called as ExpertName() says.
 #ifndef NIBBLE_HESSIAN_FILE_H_
 #define NIBBLE_HESSIAN_FILE_H_
 
@@ -35,6 +36,9 @@ struct SharedInputs {
   std::vector<std::string> matrices;  // at least one; the first names the tensors in the file
   int64_t cols = 0;
 };
+
+// "blk.0.ffn_gate_exps.weight#3": matrix 3 of a tensor that stacks several.
+std::string ExpertName(std::string_view tensor, int64_t expert);
 
 // Opened by mapping. Checked in full by Open but for the sums themselves, which Read checks.
 class HessianFile {

@@ -28,17 +28,22 @@ struct QuantizedFolderOptions {
   HfLayout layout = HfLayout::kGptq;
   // kRtn: to nearest, weighed by `importance` where there is one. kGptq: by error feedback, each
   // matrix on the inputs that the source's model gives, act-order where the scheme has a group
-  // index. kHqq: half-quadratic scales and zeros.
+  // index or `gptq` asks for it with static groups. kHqq: half-quadratic scales and zeros.
   Method method = Method::kRtn;
   const ImportanceMatrix* importance = nullptr;
   bool allow_missing = false;  // matrices that `importance` or `hessians` lack are rounded
   // Of kGptq, either the model with a text, or Hessians.
   const Model* model = nullptr;
   const CalibrationText* text = nullptr;
+  // With a text. false: every matrix by itself on the original model's inputs. true: layer after
+  // layer on the inputs that the quantized ones before it give, fitted to what the original makes
+  // of its own (as QuantizeLayerwise, so not of gemma2), which fits short texts too closely.
+  bool sequential = false;
+  ActivationMemory activations = {};  // of sequential
   const HessianFile* hessians = nullptr;
   GptqOptions gptq = {};           // its `parallel` serves all the work
-  LayerInputsOptions inputs = {};  // memory, samples and progress of the runs over the text
-  // After each matrix, where no text is run; false stops (kCancelled).
+  LayerInputsOptions inputs = {};  // memory, samples and progress of runs that are not sequential
+  // After each matrix, unless `inputs` tells of a run; false stops (kCancelled).
   std::function<bool(size_t done, size_t matrices)> progress = {};
   bool overwrite = false;
   uint64_t max_shard_bytes = 0;

@@ -128,6 +128,10 @@ Status CheckInputs(std::span<const SharedInputs> inputs) {
 
 }  // namespace
 
+std::string ExpertName(std::string_view tensor, int64_t expert) {
+  return std::string(tensor) + "#" + std::to_string(expert);
+}
+
 struct HessianFile::Impl {
   std::string path;
   SafetensorsFile file;

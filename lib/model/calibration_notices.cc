@@ -28,7 +28,11 @@ std::vector<const MatrixReport*> Those(std::span<const MatrixReport> reports,
 
 std::vector<std::string> CalibrationNotices(std::span<const MatrixReport> reports) {
   std::vector<std::string> lines;
-  const auto plain = Those(reports, [](const MatrixReport& r) { return !r.feedback; });
+  const auto unseen = Those(reports, [](const MatrixReport& r) { return r.unseen; });
+  if (!unseen.empty()) {
+    lines.push_back(Describe(unseen) + ": no calibration token is known, rounded to nearest");
+  }
+  const auto plain = Those(reports, [](const MatrixReport& r) { return !r.feedback && !r.unseen; });
   if (!plain.empty()) {
     lines.push_back(Describe(plain) + ": without error feedback, weighed by importance alone");
   }

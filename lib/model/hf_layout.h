@@ -76,6 +76,7 @@ std::vector<T> ElementsOf(const HfTensor& tensor) {
 // The object "quantization_config".
 struct HfConfigDetails {
   double damping = 0.01;  // of GPTQ
+  bool static_groups = false;
 };
 nlohmann::json WriteHfQuantization(const HfQuantization& quantization,
                                    const HfConfigDetails& details);

@@ -19,7 +19,7 @@ Json WriteGptq(const HfQuantization& q, const HfConfigDetails& details) {
           {"group_size", GroupSize(q.scheme)},
           {"sym", q.scheme.symmetric},
           {"desc_act", q.scheme.has_group_index},
-          {"static_groups", false},
+          {"static_groups", details.static_groups},
           {"true_sequential", false},
           {"damp_percent", details.damping},
           {"lm_head", false},

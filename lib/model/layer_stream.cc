@@ -8,6 +8,7 @@ namespace nibble {
 Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
                                                         const QuantizedTensor& embedding,
                                                         const CalibrationText& text,
+                                                        const ActivationMemory& memory,
                                                         const ParallelFor& parallel) {
   if (model.config().architecture == "gemma2") {
     return Unsupported("gemma2 cannot be quantized layer by layer: its halves end in norms");
@@ -23,7 +24,9 @@ Result<std::unique_ptr<LayerStream>> LayerStream::Start(const Model& model,
   options.parallel = parallel;
   std::unique_ptr<LayerStream> stream(
       new LayerStream(model, options, std::move(cache), text.context));
-  stream->residual_.resize(text.tokens.size() * static_cast<size_t>(stream->width_));
+  NIBBLE_ASSIGN_OR_RETURN(
+      stream->residual_,
+      Activations::Create(static_cast<int64_t>(text.tokens.size()), stream->width_, memory));
   NIBBLE_RETURN_IF_ERROR(stream->run_.Embed(embedding, text.tokens, stream->residual_.data()));
   return stream;
 }

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "lib/model/activations.h"
 #include "lib/model/run_text.h"
 #include "lib/model/runner_impl.h"
 #include "nibble/calibrate.h"
@@ -25,6 +26,7 @@ class LayerStream {
   static Result<std::unique_ptr<LayerStream>> Start(const Model& model,
                                                     const QuantizedTensor& embedding,
                                                     const CalibrationText& text,
+                                                    const ActivationMemory& memory,
                                                     const ParallelFor& parallel);
 
   // f32 [tokens of the batch, width].
@@ -50,7 +52,7 @@ class LayerStream {
   Runner::Impl run_;
   KvCache cache_;
   int64_t context_, width_;
-  std::vector<float> residual_;  // [tokens, width]
+  Activations residual_;  // [tokens, width]
 };
 
 }  // namespace nibble

@@ -1,3 +1,5 @@
+#include "lib/model/layerwise.h"
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -27,7 +29,7 @@ struct InputStatistics {
 struct Fit {
   FactoredHessian hessian;
   std::vector<float> importance;
-  InputStatistics seen;
+  InputStatistics seen;  // its Hessian only where a ReplaceMatrix wants it
 };
 
 Status CheckFinite(TensorView inputs, WindowBatch batch, int64_t context) {
@@ -47,7 +49,7 @@ class Layerwise {
  public:
   Layerwise(const Model& model, const ModelPlan& plan, const CalibrationText& text,
             const LayerwiseOptions& options)
-      : model_(model), text_(text), options_(options), parallel_(options.gptq.parallel) {
+      : Layerwise(model, text, options) {
     for (const TensorTask& task : plan.tensors) {
       if (task.choice.format == task.source->format ||
           GetFormatInfo(task.choice.format).use != FormatUse::kWeight) {
@@ -57,13 +59,19 @@ class Layerwise {
     }
     const Model::Weights& weights = model_.weights();
     Count("token_embd.weight", weights.embedding);
-    for (const DecoderLayer& layer : weights.layers) {
-      for (const Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
-                                   &layer.gate, &layer.up, &layer.down}) {
-        Count(linear->name, linear->weight);
-      }
-    }
+    ForEachMatrix([&](const Linear& linear) { Count(linear.name, linear.weight); });
     if (!Tied()) Count(weights.head.name, weights.head.weight);
+  }
+
+  // All matrices of the layers by `replace`.
+  Layerwise(const Model& model, const CalibrationText& text, const LayerwiseOptions& options,
+            const ReplaceMatrix& replace)
+      : Layerwise(model, text, options) {
+    replace_ = &replace;
+    ForEachMatrix([&](const Linear& linear) {
+      formats_[linear.name] = Format::kF32;
+      Count(linear.name, linear.weight);
+    });
   }
 
   Result<CalibratedTensors> Run() {
@@ -72,9 +80,15 @@ class Layerwise {
     if (Wanted("token_embd.weight")) {
       NIBBLE_RETURN_IF_ERROR(QuantizeEmbedding(&embedding));
     }
-    NIBBLE_ASSIGN_OR_RETURN(original_,
-                            LayerStream::Start(model_, weights.embedding, text_, parallel_));
-    NIBBLE_ASSIGN_OR_RETURN(quantized_, LayerStream::Start(model_, embedding, text_, parallel_));
+    const ActivationMemory& memory = options_.activations;
+    NIBBLE_ASSIGN_OR_RETURN(
+        original_, LayerStream::Start(model_, weights.embedding, text_, memory, parallel_));
+    NIBBLE_ASSIGN_OR_RETURN(quantized_,
+                            LayerStream::Start(model_, embedding, text_, memory, parallel_));
+    const ModelConfig& c = model_.config();
+    NIBBLE_ASSIGN_OR_RETURN(
+        last_inputs_, Activations::Create(static_cast<int64_t>(text_.tokens.size()),
+                                          std::max(c.heads * c.value_dim, c.ffn_width), memory));
     for (const DecoderLayer& layer : weights.layers) {
       DecoderLayer now = layer;  // its matrices are replaced one after another
       NIBBLE_RETURN_IF_ERROR(FirstMatrices(
@@ -97,6 +111,18 @@ class Layerwise {
     const Linear* from;
     Linear* to;
   };
+
+  Layerwise(const Model& model, const CalibrationText& text, const LayerwiseOptions& options)
+      : model_(model), text_(text), options_(options), parallel_(options.gptq.parallel) {}
+
+  void ForEachMatrix(const std::function<void(const Linear&)>& function) const {
+    for (const DecoderLayer& layer : model_.weights().layers) {
+      for (const Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
+                                   &layer.gate, &layer.up, &layer.down}) {
+        function(*linear);
+      }
+    }
+  }
 
   bool Tied() const { return model_.weights().head.name == "token_embd.weight"; }
   bool Wanted(const std::string& name) const { return formats_.contains(name); }
@@ -146,7 +172,6 @@ class Layerwise {
     if (wanted) {
       seen = {Hessian(cols), RowMatrix::Zero(cols, cols), RowMatrix::Zero(width, cols)};
     }
-    last_inputs_.resize(text_.tokens.size() * static_cast<size_t>(cols));
     const auto kept = [&](WindowBatch batch) {
       return ViewOf(last_inputs_.data() + batch.first * text_.context * cols,
                     batch.windows * text_.context, cols);
@@ -200,7 +225,7 @@ class Layerwise {
     NIBBLE_ASSIGN_OR_RETURN(RowMatrix mean, MeanHessian(seen.hessian));
     fit.importance = seen.hessian.MeanSquares();
     const float tokens = static_cast<float>(seen.hessian.tokens());
-    seen.hessian = Hessian();  // no longer needed: its memory
+    if (replace_ == nullptr) seen.hessian = Hessian();  // no longer needed: its memory
     NIBBLE_ASSIGN_OR_RETURN(fit.hessian, Factor(std::move(mean), options_.gptq.damping, parallel_));
     seen.inputs *= options_.input_correction / tokens;
     seen.residual *= options_.residual_correction / tokens;
@@ -211,6 +236,7 @@ class Layerwise {
   // Quantizes a matrix, some rows at a time: the largest would be large in f32.
   Status Replace(const Linear& from, const Fit& fit, Linear* to) {
     if (!Wanted(from.name)) return OkStatus();
+    if (replace_ != nullptr) return ReplaceBy(*replace_, from, fit, to);
     constexpr int64_t kRowsAtOnce = 4096;
     const Format format = formats_.at(from.name);
     const QuantizedTensor& source = from.weight;
@@ -248,6 +274,22 @@ class Layerwise {
     *to = from;
     to->weight = made;
     return Keep(std::move(made), std::move(report));
+  }
+
+  Status ReplaceBy(const ReplaceMatrix& replace, const Linear& from, const Fit& fit, Linear* to) {
+    const int64_t rows = from.weight.rows(), cols = from.weight.cols();
+    progress_.tensor = from.name;
+    RowMatrix weights(rows, cols);
+    NIBBLE_RETURN_IF_ERROR(Dequantize(from.weight, ViewOf(weights.data(), rows, cols), parallel_)
+                               .WithContext(from.name));
+    Correct(fit, 0, weights);
+    Result<QuantizedTensor> made = replace(from.name, weights, fit.seen.hessian);
+    if (!made.ok()) return std::move(made).status().WithContext(from.name);
+    *to = from;
+    to->weight = *std::move(made);
+    progress_.weights_done += static_cast<uint64_t>(rows * cols);
+    ++progress_.index;
+    return Report();
   }
 
   // What the errors so far ask of rows from `first` on: weights += (weights E + residual) H^-1.
@@ -327,9 +369,10 @@ class Layerwise {
   const CalibrationText& text_;
   const LayerwiseOptions& options_;
   const ParallelFor& parallel_;
+  const ReplaceMatrix* replace_ = nullptr;
   std::map<std::string, Format> formats_;  // of the matrices to be quantized
   std::unique_ptr<LayerStream> original_, quantized_;
-  std::vector<float> last_inputs_;  // of the quantized model [tokens, cols]
+  Activations last_inputs_;  // of the quantized model [tokens, cols of the matrix]
   ModelProgress progress_;
   CalibratedTensors result_;
 };
@@ -341,6 +384,12 @@ Result<CalibratedTensors> QuantizeLayerwise(const Model& model, const ModelPlan&
                                             const LayerwiseOptions& options) {
   NIBBLE_RETURN_IF_ERROR(CheckText(model, text));
   return Layerwise(model, plan, text, options).Run();
+}
+
+Status ReplaceLayerwise(const Model& model, const CalibrationText& text,
+                        const LayerwiseOptions& options, const ReplaceMatrix& replace) {
+  NIBBLE_RETURN_IF_ERROR(CheckText(model, text));
+  return Layerwise(model, text, options, replace).Run().status();
 }
 
 }  // namespace nibble

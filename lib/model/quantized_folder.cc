@@ -12,6 +12,7 @@
 #include "lib/io/output_file.h"
 #include "lib/model/hf_layout.h"
 #include "lib/model/json_file.h"
+#include "lib/model/layerwise.h"
 #include "lib/quantize/additive.h"
 #include "nibble/quantize.h"
 #include "nibble/safetensors.h"
@@ -98,7 +99,13 @@ class FolderWriter {
         SafetensorsWriter writer,
         SafetensorsWriter::Create(target + "/model.safetensors", layout_, WriteOptions()));
     for (const KeptTensor& tensor : kept_) NIBBLE_RETURN_IF_ERROR(AppendKept(tensor, writer));
-    NIBBLE_RETURN_IF_ERROR(options_.text != nullptr ? AppendOverText(writer) : AppendAll(writer));
+    if (options_.text == nullptr) {
+      NIBBLE_RETURN_IF_ERROR(AppendAll(writer));
+    } else if (options_.sequential) {
+      NIBBLE_RETURN_IF_ERROR(AppendLayerwise(writer));
+    } else {
+      NIBBLE_RETURN_IF_ERROR(AppendOverText(writer));
+    }
     return writer.Finish();
   }
 
@@ -206,6 +213,66 @@ class FolderWriter {
                             });
   }
 
+  // For each row of a matrix in the file, its place in the model.
+  Result<std::vector<size_t>> RowOrder(const FolderMatrix& matrix) const {
+    ModelEdits edits;
+    edits.edits[matrix.name] = {[](MutableTensorView weights) -> Status {
+      for (int64_t r = 0; r < weights.rows; ++r) {
+        std::fill_n(static_cast<float*>(weights.Row(r)), weights.cols, static_cast<float>(r));
+      }
+      return OkStatus();
+    }};
+    NIBBLE_ASSIGN_OR_RETURN(const ModelSource numbered, source_.Edited(std::move(edits)));
+    NIBBLE_ASSIGN_OR_RETURN(const Tensor rows, numbered.ReadStored(*numbered.Find(matrix.name)));
+    std::vector<size_t> order;
+    for (int64_t r = 0; r < matrix.rows(); ++r) {
+      order.push_back(static_cast<size_t>(*static_cast<const float*>(rows.view().Row(r))));
+    }
+    return order;
+  }
+
+  Status AppendLayerwise(SafetensorsWriter& writer) {
+    std::vector<const FolderMatrix*> matrices;
+    for (const auto& group : groups_) {
+      for (const FolderMatrix& matrix : group) matrices.push_back(&matrix);
+    }
+    LayerwiseOptions layerwise;
+    layerwise.batch_tokens = options_.inputs.batch_tokens;
+    layerwise.gptq = options_.gptq;
+    layerwise.activations = options_.activations;
+    layerwise.progress = [&](const ModelProgress& progress) {
+      return !options_.progress || options_.progress(progress.index, report_.matrices);
+    };
+    size_t next = 0;  // they come in this order
+    return ReplaceLayerwise(
+        *options_.model, *options_.text, layerwise,
+        [&](const std::string& name, const RowMatrix& weights,
+            const Hessian& inputs) -> Result<QuantizedTensor> {
+          const FolderMatrix& matrix = *matrices[next++];
+          if (matrix.name != name) return InternalError("another matrix than " + matrix.name);
+          NIBBLE_ASSIGN_OR_RETURN(const std::vector<size_t> order, RowOrder(matrix));
+          RowMatrix stored(weights.rows(), weights.cols());
+          for (size_t r = 0; r < order.size(); ++r) {
+            stored.row(static_cast<int64_t>(r)) = weights.row(static_cast<int64_t>(order[r]));
+          }
+          QuantizedTensor made;
+          NIBBLE_RETURN_IF_ERROR(
+              Append(matrix, ViewOf(std::as_const(stored).data(), stored.rows(), stored.cols()),
+                     &inputs, writer, &made));
+          NIBBLE_RETURN_IF_ERROR(Dequantize(
+              made, ViewOf(stored.data(), stored.rows(), stored.cols()), options_.gptq.parallel));
+          NIBBLE_ASSIGN_OR_RETURN(
+              QuantizedTensor decoded,
+              QuantizedTensor::Allocate(Format::kF32, stored.rows(), stored.cols()));
+          auto* to = reinterpret_cast<float*>(decoded.plane(Plane::kCodes).data());
+          for (size_t r = 0; r < order.size(); ++r) {
+            std::copy_n(stored.row(static_cast<int64_t>(r)).data(), stored.cols(),
+                        to + order[r] * static_cast<size_t>(stored.cols()));
+          }
+          return decoded;
+        });
+  }
+
   Status AppendAll(SafetensorsWriter& writer) {
     size_t done = 0;
     for (const auto& group : groups_) {
@@ -228,17 +295,24 @@ class FolderWriter {
     return OkStatus();
   }
 
+  // The matrix as it is.
   Status Append(const FolderMatrix& matrix, const Hessian* hessian, SafetensorsWriter& writer) {
     NIBBLE_ASSIGN_OR_RETURN(const Tensor weights, source_.ReadStored(*matrix.known));
-    MatrixReport report{matrix.name, Format::kF32, hessian != nullptr, {}};
+    QuantizedTensor made;
+    return Append(matrix, weights.view(), hessian, writer, &made);
+  }
+
+  // Other weights in its place, in the file's order of rows.
+  Status Append(const FolderMatrix& matrix, TensorView weights, const Hessian* hessian,
+                SafetensorsWriter& writer, QuantizedTensor* made) {
+    MatrixReport report{matrix.name, Format::kF32, hessian != nullptr, {}, hessian == nullptr};
     const auto make = [&]() -> Result<std::vector<HfTensor>> {
-      NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor made,
-                              Quantized(matrix, weights.view(), hessian, &report.gptq));
-      return ToHfTensors(quantization_, made, matrix.tensor->dtype);
+      NIBBLE_ASSIGN_OR_RETURN(*made, Quantized(matrix, weights, hessian, &report.gptq));
+      return ToHfTensors(quantization_, *made, matrix.tensor->dtype);
     };
     const Result<std::vector<HfTensor>> parts = make();
     if (!parts.ok()) return Status(parts.status()).WithContext(matrix.tensor->name);
-    if (hessian != nullptr) report_.reports.push_back(std::move(report));
+    if (options_.method == Method::kGptq) report_.reports.push_back(std::move(report));
     for (const HfTensor& part : *parts) NIBBLE_RETURN_IF_ERROR(writer.Append(part.data.bytes()));
     return OkStatus();
   }
@@ -247,7 +321,7 @@ class FolderWriter {
                                     const Hessian* hessian, GptqReport* report) const {
     if (hessian != nullptr) {
       GptqOptions gptq = options_.gptq;
-      gptq.act_order = scheme_.has_group_index;
+      gptq.act_order |= scheme_.has_group_index;
       gptq.static_groups |= scheme_.double_quant;
       return QuantizeGptq(weights, scheme_, *hessian, gptq, report);
     }
@@ -267,8 +341,9 @@ class FolderWriter {
     NIBBLE_ASSIGN_OR_RETURN(const JsonObject config,
                             JsonObject::Load(folder_ + "/config.json", kMostCopied));
     nlohmann::json json = config.json();
-    json["quantization_config"] =
-        WriteHfQuantization(quantization_, {.damping = options_.gptq.damping});
+    json["quantization_config"] = WriteHfQuantization(
+        quantization_,
+        {.damping = options_.gptq.damping, .static_groups = options_.gptq.static_groups});
     if (untied_) json["tie_word_embeddings"] = false;
     NIBBLE_ASSIGN_OR_RETURN(OutputFile out, OutputFile::Create(target + "/config.json"));
     NIBBLE_RETURN_IF_ERROR(out.Append(json.dump(2) + "\n"));
@@ -340,6 +415,10 @@ Status CheckMethod(const Scheme& scheme, const QuantizedFolderOptions& options) 
       }
       if (!text && !hessians) {
         return InvalidArgument("error feedback needs a model and a text, or Hessians");
+      }
+      if (scheme.has_group_index && options.gptq.static_groups) {
+        return InvalidArgument(SchemeName(scheme) +
+                               ": static groups take the place of act-order's group index");
       }
       return OkStatus();
     case Method::kRtn:

@@ -25,8 +25,8 @@ class HessianRun {
 
   Status Go() {
     const Model::Weights& weights = model_.weights();
-    NIBBLE_ASSIGN_OR_RETURN(
-        stream_, LayerStream::Start(model_, weights.embedding, text_, options_.parallel));
+    NIBBLE_ASSIGN_OR_RETURN(stream_, LayerStream::Start(model_, weights.embedding, text_,
+                                                        options_.activations, options_.parallel));
     for (const DecoderLayer& layer : weights.layers) {
       NIBBLE_RETURN_IF_ERROR(
           HalfALayer(layer, Half::kAttention, layer.attention_norm, layer.attention_output));

@@ -80,7 +80,7 @@ TEST_F(CliTest, HessiansAreGatheredMergedAndUsed) {
   Outcome made = Nibble(run + "2 -o " + a);
   ASSERT_EQ(made.status, 0) << made.err;
   EXPECT_EQ(Nibble(run + "2 -o " + a).status, 2);  // exists
-  made = Nibble(run + "3 --json -o " + b + " --merge " + a);
+  made = Nibble(run + "3 --json --calibration-memory 1MB -o " + b + " --merge " + a);
   ASSERT_EQ(made.status, 0) << made.err;
   const json document = json::parse(made.out);
   EXPECT_EQ(document["windows"], 5);

@@ -49,7 +49,9 @@ TEST_F(CliTest, LayoutsMethodsAndPreparations) {
         Case{"--scheme 'int8 sym channel'", "bitsandbytes"},
         Case{"--scheme 'nf4 g64 double'", "bitsandbytes"},
         Case{"--scheme 'int4 asym g64 f16' --method hqq", "gptq"},
-        Case{"--scheme 'int3 sym g64 f16' --prepare rotate --method gptq" + text, "gptq"}}) {
+        Case{"--scheme 'int3 sym g64 f16' --prepare rotate --method gptq" + text, "gptq"},
+        Case{"--scheme 'int3 sym g64 f16' --static-groups --method gptq" + text, "gptq"},
+        Case{"--scheme '1x8g8 f16' --sequential --method gptq" + text, "aqlm"}}) {
     const std::string out = folder_ / std::to_string(i++);
     const Outcome made =
         Nibble("quantize " + kReferenceModel + " -o " + out + " --json " + c.arguments);
@@ -85,6 +87,9 @@ TEST_F(CliTest, SchemesThatMakeNoSenseAreMisuse) {
   expect("--scheme 'int4 sym g128 f16' --method hqq", 2, "asym");
   expect("--scheme 'int4 sym g128 f16' --method gptq", 2, "--calibration FILE");
   expect("--scheme 'int4 sym g128 f16' --prepare awq", 2, "awq needs a text");
+  expect("--scheme 'int4 sym g128 f16' --static-groups", 2, "--static-groups");
+  expect("--type q4_K --method gptq --static-groups", 2, "--static-groups");
+  expect("--scheme 'int4 sym g128 f16' --method gptq --sequential --hessians x", 2, "--sequential");
   expect("--scheme 'int4 sym g128 f16' --hessians x", 2, "uses no Hessians");
   expect("--scheme 'int4 sym g128 f16' --method gptq --hessians x --prepare rotate", 2,
          "--prepare");

@@ -3,17 +3,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <map>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "nibble/calibrate.h"
 #include "nibble/safetensors.h"
 #include "tests/method_fixture.h"
+#include "tests/synthetic_model.h"
 
 namespace nibble {
 namespace {
@@ -166,9 +167,11 @@ class Damaged {
     for (const SafetensorsInfo& tensor : tensors) {
       std::vector<std::byte> bytes(static_cast<size_t>(tensor.elements()) *
                                    DTypeBytes(tensor.dtype));
-      const auto from = tensor.dtype == DType::kF32 ? std::as_bytes(std::span(sums))
-                                                    : std::as_bytes(std::span(&tokens, 1));
-      std::copy_n(from.begin(), std::min(bytes.size(), from.size()), bytes.begin());
+      const bool is_sums = tensor.dtype == DType::kF32;
+      std::memcpy(
+          bytes.data(),
+          is_sums ? static_cast<const void*>(sums.data()) : static_cast<const void*>(&tokens),
+          std::min(bytes.size(), is_sums ? sums.size() * 4 : size_t{8}));
       EXPECT_TRUE(writer->Append(bytes).ok());
     }
     EXPECT_TRUE(writer->Finish().ok());
@@ -325,6 +328,78 @@ TEST_F(WithHessiansTest, QuantizesWithoutTheModelAndBeatsRounding) {
   EXPECT_LT(after, 0.6 * before);
 }
 
+// Experts that an engine of its own has fed: each is fitted to the tokens that it saw.
+TEST(WithHessians, ExpertsHaveInputsOfTheirOwn) {
+  TemporaryFolder folder;
+  const std::string gate = "blk.0.ffn_gate_exps.weight", up = "blk.0.ffn_up_exps.weight";
+  constexpr int64_t kRows = 32, kCols = 256, kExperts = 3;
+  WriteSyntheticModel(folder / "in.gguf", {{gate, {kCols, kRows, kExperts}, Format::kF32},
+                                           {up, {kCols, kRows, kExperts}, Format::kF32}});
+  const auto source = ModelSource::Open(folder / "in.gguf");
+  ASSERT_TRUE(source.ok()) << source.status().message();
+  ModelRecipe recipe;
+  recipe.type = "q4_K";
+  const auto plan = PlanModel(*source, recipe);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  const auto write = [&](const std::string& name, int64_t experts, int64_t unseen) {
+    std::vector<SharedInputs> inputs;
+    for (int64_t e = 0; e < experts; ++e) {
+      inputs.push_back({{ExpertName(gate, e), ExpertName(up, e)}, kCols});
+    }
+    auto writer = HessianWriter::Create(folder / name, inputs, {});
+    EXPECT_TRUE(writer.ok());
+    for (int64_t e = 0; e < experts; ++e) {
+      EXPECT_TRUE(writer
+                      ->Append(e == unseen ? Hessian(kCols)
+                                           : MakeHessian(kCols, 300 + e, static_cast<uint32_t>(e)))
+                      .ok());
+    }
+    EXPECT_TRUE(writer->Finish().ok());
+    return *HessianFile::Open(folder / name);
+  };
+  const HessianFile all = write("all", kExperts, -1);
+  EXPECT_EQ(all.inputs()[2].matrices[0], "blk.0.ffn_gate_exps.weight#2");
+  const auto fed = QuantizeWithHessians(*source, *plan, all);
+  ASSERT_TRUE(fed.ok()) << fed.status().message();
+  EXPECT_EQ(fed->reports.size(), 2u * kExperts);
+  EXPECT_EQ(fed->tensors.size(), 2u);
+
+  // Expert by expert what QuantizeGptq makes, or nearest codes where none of its tokens is known.
+  const auto expect = [&](const CalibratedTensors& made, const HessianFile& file) {
+    for (const std::string& name : {gate, up}) {
+      const std::vector<float> weights =
+          SyntheticWeights({name, {kCols, kRows, kExperts}, Format::kF32});
+      const auto bytes = made.tensors.at(name).plane(Plane::kCodes).bytes();
+      for (int64_t e = 0; e < kExperts; ++e) {
+        const TensorView view = ViewOf(weights.data() + e * kRows * kCols, kRows, kCols);
+        const SharedInputs* inputs = file.Find(ExpertName(name, e));
+        const bool seen = inputs != nullptr && file.Read(*inputs)->tokens() > 0;
+        const auto alone = seen ? QuantizeGptq(view, Format::kQ4_K, *file.Read(*inputs))
+                                : Quantize(view, Format::kQ4_K);
+        ASSERT_TRUE(alone.ok());
+        const size_t size = alone->bytes();
+        EXPECT_TRUE(std::ranges::equal(alone->plane(Plane::kCodes).bytes(),
+                                       bytes.subspan(static_cast<size_t>(e) * size, size)))
+            << name << " " << e;
+      }
+    }
+  };
+  expect(*fed, all);
+
+  const HessianFile few = write("few", 2, 1);
+  const Status refused = QuantizeWithHessians(*source, *plan, few).status();
+  EXPECT_NE(refused.message().find("lacks 2 matrices, the first: " + gate + "#2"),
+            std::string::npos)
+      << refused.message();
+  const auto some = QuantizeWithHessians(*source, *plan, few, {}, /*allow_missing=*/true);
+  ASSERT_TRUE(some.ok()) << some.status().message();
+  expect(*some, few);
+  EXPECT_EQ(std::ranges::count(some->reports, true, &MatrixReport::unseen), 4);
+  const HessianFile unseen = write("unseen", kExperts, 1);
+  EXPECT_NE(QuantizeWithHessians(*source, *plan, unseen).status().message().find("no token"),
+            std::string::npos);
+}
+
 TEST_F(WithHessiansTest, SaysWhatIsMissing) {
   const std::string path = folder_ / "few";
   auto writer = HessianWriter::Create(
@@ -343,7 +418,13 @@ TEST_F(WithHessiansTest, SaysWhatIsMissing) {
   EXPECT_NE(refused.message().find("lacks 54 matrices"), std::string::npos) << refused.message();
   const auto some = QuantizeWithHessians(*source_, plan, *file, options, /*allow_missing=*/true);
   ASSERT_TRUE(some.ok()) << some.status().message();
-  EXPECT_EQ(some->tensors.size(), 1u);
+  EXPECT_EQ(some->tensors.size(), 2u);  // the rest is left to WriteModel
+  const auto unseen = std::ranges::count(some->reports, true, &MatrixReport::unseen);
+  EXPECT_EQ(unseen, 55);
+  const std::vector<std::string> notices = CalibrationNotices(some->reports);
+  ASSERT_FALSE(notices.empty());
+  EXPECT_TRUE(notices[0].starts_with("55 matrices (")) << notices[0];
+  EXPECT_NE(notices[0].find("rounded to nearest"), std::string::npos) << notices[0];
 
   auto wrong = HessianWriter::Create(folder_ / "wrong", {{{"blk.0.attn_q.weight"}, 8}}, {});
   ASSERT_TRUE(wrong->Append(MakeHessian(8, 9, 1)).ok() && wrong->Finish().ok());

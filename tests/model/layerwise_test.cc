@@ -1,12 +1,14 @@
 // Whole models quantized with error feedback, against the importance search on the same text.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "lib/model/activations.h"
 #include "nibble/calibrate.h"
 #include "nibble/evaluate.h"
 #include "tests/temporary_folder.h"
@@ -134,6 +136,61 @@ TEST_F(LayerwiseTest, DivergesLessThanTheImportanceSearch) {
   bool importance_needed = false;
   EXPECT_FALSE(
       ReadRecipe(GgufFile::Open(folder_ / "fed.gguf")->metadata(), &importance_needed).ok());
+}
+
+// Activations on disk are the same activations, and leave nothing behind.
+TEST_F(LayerwiseTest, ActivationsMayLieOnDisk) {
+  ModelRecipe recipe;
+  recipe.type = "F16";
+  recipe.tensor_types = {*ParseTensorTypeRule("blk\\.[01]\\.=q3_K")};
+  const ModelPlan plan = *PlanModel(*source_, recipe);
+  calibration_.tokens.resize(512);
+  options_.gptq.sweeps = 0;
+  const auto in_memory = QuantizeLayerwise(*model_, plan, calibration_, options_);
+  ASSERT_TRUE(in_memory.ok()) << in_memory.status().message();
+  options_.activations = {.memory_bytes = 0, .folder = folder_.path()};
+  const auto on_disk = QuantizeLayerwise(*model_, plan, calibration_, options_);
+  ASSERT_TRUE(on_disk.ok()) << on_disk.status().message();
+  ASSERT_EQ(on_disk->tensors.size(), 14u);
+  for (const auto& [name, tensor] : in_memory->tensors) {
+    EXPECT_TRUE(std::ranges::equal(tensor.plane(Plane::kCodes).bytes(),
+                                   on_disk->tensors.at(name).plane(Plane::kCodes).bytes()))
+        << name;
+  }
+  EXPECT_TRUE(folder_.List().empty());
+
+  options_.activations.folder = folder_ / "none";
+  const Status missing = QuantizeLayerwise(*model_, plan, calibration_, options_).status();
+  EXPECT_EQ(missing.code(), StatusCode::kNotFound);
+  EXPECT_NE(missing.message().find("none: no file for activations"), std::string::npos)
+      << missing.message();
+  StatisticsOptions statistics;
+  statistics.activations = options_.activations;
+  EXPECT_EQ(VisitHessians(*model_, calibration_, statistics,
+                          [](const SharedInputs&, const Hessian&) { return OkStatus(); })
+                .code(),
+            StatusCode::kNotFound);
+}
+
+TEST(Activations, LieWhereTheyFit) {
+  const TemporaryFolder folder;
+  for (const bool on_disk : {false, true}) {
+    const ActivationMemory where = {.memory_bytes = size_t{48000} - (on_disk ? 1 : 0),
+                                    .folder = folder.path()};
+    auto made = Activations::Create(1000, 12, where);
+    ASSERT_TRUE(made.ok()) << made.status().message();
+    EXPECT_EQ(made->on_disk(), on_disk);
+    EXPECT_TRUE(folder.List().empty());
+    for (int i = 0; i < 12000; ++i) {
+      EXPECT_EQ(made->data()[i], 0.0f);
+      made->data()[i] = static_cast<float>(i);
+    }
+    Activations moved = *std::move(made);
+    EXPECT_EQ(moved.data()[11999], 11999.0f);
+  }
+  const ActivationMemory disk = {.memory_bytes = 0, .folder = folder.path()};
+  EXPECT_FALSE(Activations::Create(int64_t{1} << 40, 1 << 20, disk).ok());
+  EXPECT_TRUE(Activations::Create(0, 8, disk).ok());
 }
 
 TEST_F(LayerwiseTest, RefusesWhatItCannotUse) {

@@ -169,9 +169,12 @@ TEST_F(QuantizedFolderTest, FeedbackWithAndWithoutActOrder) {
   options.method = Method::kGptq;
   options.model = &*model_;
   options.text = &calibration_;
-  for (const char* name : {"int4 sym g128 f16", "int4 sym g128 f16 act-order"}) {
+  for (const char* name : {"int4 sym g128 f16", "int4 sym g128 f16 act-order", "static"}) {
+    const bool fixed = name == std::string("static");
+    options.gptq.act_order = options.gptq.static_groups = fixed;
     const std::string target = folder_ / (name + std::string("x"));
-    const auto made = WriteQuantizedFolder(*source_, kFolder, target, *ParseScheme(name), options);
+    const Scheme scheme = *ParseScheme(fixed ? "int4 sym g128 f16" : name);
+    const auto made = WriteQuantizedFolder(*source_, kFolder, target, scheme, options);
     ASSERT_TRUE(made.ok()) << made.status().message();
     ASSERT_EQ(made->reports.size(), 56u);
     for (const MatrixReport& report : made->reports) {
@@ -181,8 +184,51 @@ TEST_F(QuantizedFolderTest, FeedbackWithAndWithoutActOrder) {
         Nmse(target, "model.layers.3.mlp.down_proj.", 256, 768, 6, 4, /*less_one=*/true);
     EXPECT_LT(nmse, 0.03) << name;  // farther from the weights, nearer to the outputs
     const auto config = nlohmann::json::parse(ReadWholeFile(target + "/config.json"));
-    EXPECT_EQ(config["quantization_config"]["desc_act"], ParseScheme(name)->has_group_index);
+    EXPECT_EQ(config["quantization_config"]["desc_act"], scheme.has_group_index);
+    EXPECT_EQ(config["quantization_config"]["static_groups"], fixed);
   }
+  EXPECT_EQ(WriteQuantizedFolder(*source_, kFolder, folder_ / "both",
+                                 *ParseScheme("int4 sym g128 f16 act-order"), options)
+                .status()
+                .code(),
+            StatusCode::kInvalidArgument);
+}
+
+// Each layer fitted to what the quantized ones before it give: on the text itself nearer to the
+// model than every matrix by itself, which shows too that the rows are in the file's order.
+TEST_F(QuantizedFolderTest, LayerAfterLayerFitsTheText) {
+  const auto first = calibration_.tokens.begin();
+  evaluation_.assign(first, first + 6 * kContext);
+  const auto divergence = [&](bool sequential) {
+    QuantizedFolderOptions options = {.method = Method::kGptq,
+                                      .model = &*model_,
+                                      .text = &calibration_,
+                                      .sequential = sequential};
+    size_t last = 0;
+    options.progress = [&](size_t done, size_t matrices) {
+      EXPECT_EQ(matrices, 56u);
+      EXPECT_GE(done, last);
+      last = done;
+      return true;
+    };
+    const Scheme scheme = *ParseScheme("int3 sym g64 f16");
+    const double kl = Compare(Loaded(Write(*source_, scheme, options))).kl.value;
+    EXPECT_EQ(last, sequential ? 56u : 0u);
+    return kl;
+  };
+  const double apart = divergence(false), after = divergence(true);
+  RecordProperty("apart", std::to_string(apart));
+  RecordProperty("after", std::to_string(after));
+  EXPECT_LT(after, apart);
+  QuantizedFolderOptions stopped = {
+      .method = Method::kGptq, .model = &*model_, .text = &calibration_, .sequential = true};
+  stopped.progress = [](size_t, size_t) { return false; };
+  EXPECT_EQ(WriteQuantizedFolder(*source_, kFolder, folder_ / "stopped",
+                                 *ParseScheme("int4 sym g128 f16"), stopped)
+                .status()
+                .code(),
+            StatusCode::kCancelled);
+  EXPECT_FALSE(fs::exists(folder_ / "stopped"));
 }
 
 // Written and opened again: every matrix is what Quantize makes of it, in GGUF's order of rows.

@@ -37,6 +37,7 @@ Status Gather(const CalibrateCommand& options, const Calibration& calibration,
   ThreadPool pool(options.common.threads);
   ProgressDisplay display(options.common.quiet);
   StatisticsOptions run;
+  run.activations = ActivationsBeside(options.output, options.calibration);
   run.parallel = pool.parallel_for();
   std::string seen;
   run.progress = [&](int64_t done, int64_t batches) {

@@ -1,6 +1,7 @@
 #include "tools/nibble/calibration.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "tools/nibble/run_options.h"
@@ -16,6 +17,21 @@ void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std:
       .add_option("--calibration-windows", options.windows,
                   "Stop after so many windows; default " + windows)
       ->check(CLI::PositiveNumber);
+  command
+      .add_option(
+          "--calibration-memory", options.activations.memory_bytes,
+          "Activations of the whole text that take more lie in a file without a name beside "
+          "the output; default 1 GiB")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
+}
+
+ActivationMemory ActivationsBeside(const std::string& output, const CalibrationOptions& options) {
+  ActivationMemory memory = options.activations;
+  std::string name = output;
+  while (name.size() > 1 && name.ends_with('/')) name.pop_back();
+  const std::filesystem::path folder = std::filesystem::path(name).parent_path();
+  memory.folder = folder.empty() ? "." : folder.string();
+  return memory;
 }
 
 Result<Calibration> LoadCalibration(const std::string& path, const CalibrationOptions& options,

@@ -17,6 +17,9 @@ struct CalibrationOptions {
   int64_t context = 0;    // tokens of a window; 0: 512, or the model's context where that is less
   int64_t windows = 0;    // the first so many; 0: the method's own number
   double damping = 0.01;  // of GPTQ
+  bool static_groups = false;
+  bool sequential = false;
+  ActivationMemory activations;
 };
 
 // A model and the text it is calibrated on.
@@ -25,8 +28,12 @@ struct Calibration {
   CalibrationText text;
 };
 
-// --calibration-context and --calibration-windows; `windows`: the default, in words.
+// --calibration-context, --calibration-windows and --calibration-memory; `windows`: the default, in
+// words.
 void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std::string& windows);
+
+// Where activations lie: what is too large for memory, in the folder of the output.
+ActivationMemory ActivationsBeside(const std::string& output, const CalibrationOptions& options);
 
 // `most_windows`: where the options name no number; 0: all.
 Result<Calibration> LoadCalibration(const std::string& model, const CalibrationOptions& options,

@@ -43,11 +43,13 @@ Result<HfLayout> LayoutOf(const MakeModelOptions& options, const Scheme& scheme)
 
 // The matrices' mean relative error of the output; 0 where none was measured.
 double MeanError(const QuantizedFolderReport& report) {
-  double sum = 0;
+  double sum = 0, measured = 0;
   for (const MatrixReport& matrix : report.reports) {
+    if (matrix.unseen) continue;
+    ++measured;
     sum += matrix.gptq.weight_energy > 0 ? matrix.gptq.output_error / matrix.gptq.weight_energy : 0;
   }
-  return report.reports.empty() ? 0 : sum / static_cast<double>(report.reports.size());
+  return measured == 0 ? 0 : sum / measured;
 }
 
 struct Made {
@@ -91,11 +93,14 @@ Result<Made> Make(const MakeModelOptions& options) {
   ThreadPool pool(options.common.threads);
   ProgressDisplay display(options.common.quiet);
   folder.gptq.damping = options.calibration.damping;
+  folder.gptq.act_order = folder.gptq.static_groups = options.calibration.static_groups;
   folder.gptq.parallel = folder.inputs.parallel = pool.parallel_for();
   const auto show = [&](double done, double all, const char* what) {
     display.Update(done / all, "", what);
     return true;
   };
+  folder.sequential = options.calibration.sequential;
+  folder.activations = ActivationsBeside(options.output, options.calibration);
   folder.inputs.progress = [&](int64_t done, int64_t batches) {
     return show(static_cast<double>(done), static_cast<double>(batches), "inputs");
   };

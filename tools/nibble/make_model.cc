@@ -100,6 +100,7 @@ void PrintJson(const MakeModelOptions& options, const ModelPlan& plan, const Out
   }
   for (const MatrixReport& report : outcome.reports) {
     document["calibrated"].push_back({{"name", report.name}, {"feedback", report.feedback}});
+    if (report.unseen) document["calibrated"].back()["unseen"] = true;
     if (!report.feedback) continue;
     document["calibrated"].back().update(
         {{"relative_error", report.gptq.output_error / report.gptq.weight_energy},
@@ -139,6 +140,7 @@ Result<CalibratedTensors> Calibrate(const MakeModelOptions& options, const Model
   LayerwiseOptions layerwise;
   layerwise.gptq.damping = options.calibration.damping;
   layerwise.gptq.parallel = parallel;
+  layerwise.activations = ActivationsBeside(options.output, options.calibration);
   layerwise.progress = [&](const ModelProgress& progress) {
     display.Update(progress);
     return true;

@@ -76,6 +76,12 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
       .add_option("--damping", calibration.damping,
                   "Of gptq: share of the mean diagonal added to the Hessian; default 0.01")
       ->check(CLI::Range(0.0, 1e3));
+  command.add_flag("--static-groups", calibration.static_groups,
+                   "Of gptq with --scheme: columns in the order of act-order under scales that are "
+                   "fixed before, for loaders that read no group index");
+  command.add_flag("--sequential", calibration.sequential,
+                   "Of gptq with --scheme: layer after layer on the inputs that the quantized ones "
+                   "before it give, as with --type; for long texts");
 }
 
 void CheckHessians(const MakeModelOptions& options) {
@@ -109,6 +115,12 @@ void CheckMethod(const MakeModelOptions& options) {
   if (!scheme && !options.layout.empty()) throw CLI::ValidationError("--layout", "needs --scheme");
   if (!scheme && options.method == Method::kHqq) {
     throw CLI::ValidationError("--method", "hqq chooses the zeros of a --scheme");
+  }
+  if (options.calibration.static_groups && (!scheme || !method.calibrated)) {
+    throw CLI::ValidationError("--static-groups", "needs --scheme and --method gptq");
+  }
+  if (options.calibration.sequential && (!scheme || !method.calibrated || !given)) {
+    throw CLI::ValidationError("--sequential", "needs --scheme, --method gptq and --calibration");
   }
   if (budget && options.pure) throw CLI::ValidationError("--pure", "needs --type");
   if (!options.calibration.hessians.empty()) return CheckHessians(options);
