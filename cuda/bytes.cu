@@ -98,7 +98,7 @@ Status MatmulBytes(const TensorView& activations, const QuantizedTensor& weights
   if (activations.rows > INT32_MAX) return Unsupported("matmul: too many activation rows");
   BytesArguments args = {};
   args.tokens = activations.rows;
-  args.weights = PlanesOnDevice(weights);
+  args.weights = PlanesOf(weights);
   args.bias = options.bias.empty() ? nullptr : options.bias.data();
   args.out = static_cast<float*>(out.data);
   args.out_stride = out.row_stride;

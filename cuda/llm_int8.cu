@@ -78,7 +78,7 @@ Status MatmulLlmInt8(const TensorView& activations, const QuantizedTensor& weigh
   const int64_t tokens = (source.rows + kTokensAtOnce - 1) / kTokensAtOnce;
   const dim3 grid(BlocksFor(weights.rows(), kWarps),
                   static_cast<unsigned>(tokens < 65535 ? tokens : 65535));
-  AddColumnsKernel<<<grid, kThreads, 0, queue>>>(source, PlanesOnDevice(weights), count, columns,
+  AddColumnsKernel<<<grid, kThreads, 0, queue>>>(source, PlanesOf(weights), count, columns,
                                                  static_cast<float*>(out.data), out.row_stride);
   return LaunchStatus("matmul");
 }

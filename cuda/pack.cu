@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kPackThreads)
 
 Status LaunchPack(const QuantizedTensor& weights, const PackedPlan& packed, cudaStream_t stream) {
   const PackedMatrix& matrix = packed.matrix;
-  const PlanarPlanes planes = weights.is_block_format() ? PlanarPlanes() : PlanesOnDevice(weights);
+  const PlanarPlanes planes = weights.is_block_format() ? PlanarPlanes() : PlanesOf(weights);
   return VisitPackSource(
       packed, weights, planes, matrix.order, [&](auto format, const auto& source) -> Status {
         using Format = decltype(format);

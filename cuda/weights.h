@@ -10,6 +10,7 @@
 #include "cuda/element.h"
 #include "kernels/codec_planar.h"
 #include "kernels/visit_codec.h"
+#include "lib/quantize/planar.h"
 #include "nibble/quantized_tensor.h"
 
 namespace nibble::cuda {
@@ -151,18 +152,6 @@ struct AdditiveSource {
   }
 };
 
-// The planes of a tensor of a Scheme.
-inline PlanarPlanes PlanesOnDevice(const QuantizedTensor& tensor) {
-  const auto plane = [&](Plane p) {
-    return reinterpret_cast<const uint8_t*>(tensor.plane(p).data());
-  };
-  return {tensor.scheme(),      tensor.rows(),
-          tensor.cols(),        GroupsPerRow(tensor.scheme(), tensor.cols()),
-          plane(Plane::kCodes), plane(Plane::kScales),
-          plane(Plane::kZeros), plane(Plane::kGroupIndex),
-          plane(Plane::kTable), plane(Plane::kSuperScales)};
-}
-
 // Calls visitor(source) with the source of a tensor in device memory.
 template <class Visitor>
 Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
@@ -171,11 +160,11 @@ Status VisitSource(const QuantizedTensor& tensor, const Visitor& visitor) {
   }
   if (!tensor.is_block_format()) {
     if (tensor.scheme().code == Code::kAdditive) {
-      visitor(AdditiveSource{PlanesOnDevice(tensor)});
+      visitor(AdditiveSource{PlanesOf(tensor)});
       return OkStatus();
     }
     PlanarSource source = {};
-    source.planes = PlanesOnDevice(tensor);
+    source.planes = PlanesOf(tensor);
     visitor(source);
     return OkStatus();
   }

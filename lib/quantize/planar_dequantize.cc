@@ -73,17 +73,6 @@ Result<GroupOrder> GroupOrder::Make(const uint8_t* index, int64_t cols, int64_t 
   return order;
 }
 
-PlanarPlanes PlanesOf(const QuantizedTensor& tensor) {
-  const auto plane = [&](Plane p) {
-    return reinterpret_cast<const uint8_t*>(tensor.plane(p).data());
-  };
-  return {tensor.scheme(),      tensor.rows(),
-          tensor.cols(),        GroupsPerRow(tensor.scheme(), tensor.cols()),
-          plane(Plane::kCodes), plane(Plane::kScales),
-          plane(Plane::kZeros), plane(Plane::kGroupIndex),
-          plane(Plane::kTable), plane(Plane::kSuperScales)};
-}
-
 Status DequantizePlanar(const QuantizedTensor& tensor, const MutableTensorView& out,
                         const ParallelFor& parallel) {
   NIBBLE_RETURN_IF_ERROR(CheckMatrix(out, "output"));

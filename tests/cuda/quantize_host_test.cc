@@ -257,8 +257,6 @@ TEST(QuantizeHostTest, FindsTheFirstThatCannotBeQuantizedOrClamps) {
 
 // --- Dequantizing --------------------------------------------------------------------------------
 
-PlanarPlanes PlanesHere(const QuantizedTensor& tensor) { return PlanesOnDevice(tensor); }
-
 template <class Source>
 void ExpectDecoded(Source source, const QuantizedTensor& tensor) {
   std::vector<float> shared(Source::kSharedBytes / sizeof(float) + 1);
@@ -315,7 +313,7 @@ TEST(DequantizeHostTest, DecodesPlanarSchemesAsTheCpuDoes) {
   for (const char* name : kSchemes) {
     const QuantizedTensor tensor = PlanarWeights(name, 7, 389);
     PlanarSource source = {};
-    source.planes = PlanesHere(tensor);
+    source.planes = PlanesOf(tensor);
     ExpectDecoded(source, tensor);
   }
   Scheme scheme = *ParseScheme("int4 asym g64 f16");
@@ -326,7 +324,7 @@ TEST(DequantizeHostTest, DecodesPlanarSchemesAsTheCpuDoes) {
   options.group_index = index;
   const QuantizedTensor indexed = PlanarWeights(scheme, 3, 192, options);
   PlanarSource source = {};
-  source.planes = PlanesHere(indexed);
+  source.planes = PlanesOf(indexed);
   ExpectDecoded(source, indexed);
 }
 
@@ -348,7 +346,7 @@ TEST(DequantizeHostTest, DecodesAdditiveCodebooksAsTheCpuDoes) {
           StoreElement(plane.data(), scheme.scale_dtype, i, values[static_cast<size_t>(i)]);
         }
       }
-      ExpectDecoded(AdditiveSource{PlanesHere(tensor)}, tensor);
+      ExpectDecoded(AdditiveSource{PlanesOf(tensor)}, tensor);
     }
   }
 }
