@@ -8,7 +8,7 @@ set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES NIBBLE_ARM_ROOT)
 set(CMAKE_PREFIX_PATH ${NIBBLE_ARM_ROOT}/usr)
 set(libraries ${NIBBLE_ARM_ROOT}/usr/lib/aarch64-linux-gnu)
-# All the vector extensions there are, with vectors of 512 bits: the widest targets are chosen unless
-# NIBBLE_TARGET names another.
+# All the vector extensions there are: kernels choose the best of their targets, and have to leave SVE
+# alone.
 set(CMAKE_CROSSCOMPILING_EMULATOR
     qemu-aarch64;-cpu;max,sve-default-vector-length=64;-L;/usr/aarch64-linux-gnu;-E;LD_LIBRARY_PATH=${libraries}:/usr/aarch64-linux-gnu/lib)

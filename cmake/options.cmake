@@ -29,13 +29,15 @@ if(NIBBLE_SANITIZE)
                          -fno-sanitize-recover=all -O1 -g1
                          -Wno-uninitialized
                          "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-tsan>")
+  target_link_options(nibble_flags INTERFACE -fsanitize=${NIBBLE_SANITIZE})
+endif()
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  # The kernels keep vectors in structs, which those of SVE, whose length is not known to the compiler,
+  # cannot be in; NEON serves those processors too. What NEON with bf16 adds, no kernel uses.
+  target_compile_definitions(nibble_flags INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_NEON_BF16|HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+elseif(NIBBLE_SANITIZE)
   # Each instruction set compiles slowly here: one of each vector length (16, 32 and 64 bytes) will do.
   target_compile_definitions(nibble_flags INTERFACE
     "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL|HWY_AVX3_ZEN4)")
-  target_link_options(nibble_flags INTERFACE -fsanitize=${NIBBLE_SANITIZE})
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
-  # The kernels keep vectors in structs, which those of SVE, whose length is not known to the compiler,
-  # cannot be in; NEON serves those processors too.
-  target_compile_definitions(nibble_flags INTERFACE
-    "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
 endif()

@@ -15,7 +15,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
-#include "kernels/packed-inl.h"
+#include "kernels/quad_dots-inl.h"
 #include "kernels/unpack-inl.h"
 
 #ifndef NIBBLE_KERNELS_GEMM_INT8_ONCE_
@@ -68,33 +68,6 @@ namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Without an instruction for dot products of four bytes, two are multiplied and added in 16 bits.
-#undef NIBBLE_PAIR_DOTS
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL
-#define NIBBLE_PAIR_DOTS 1
-#else
-#define NIBBLE_PAIR_DOTS 0
-#endif
-
-// How many dot products of pairs can be added in 16 bits: unsigned weights below 2^bits and
-// activations up to 127. Bytes of eight bits are signed instead.
-constexpr int PairDepth(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
-
-template <class Packed>
-constexpr int kCodeBits = Packed::kHasTable ? 8 : Packed::kLowBits + Packed::kHighBits;
-
-template <class Packed>
-constexpr int StoredOffset() {
-  return NIBBLE_PAIR_DOTS && kCodeBits<Packed> == 8 ? 0 : Packed::kOffset;
-}
-
-// The stored form of a code in a ByteChunk.
-template <class Packed>
-HWY_INLINE V8 StoredBytes(V8 unsigned_codes) {
-  if constexpr (StoredOffset<Packed>() == Packed::kOffset) return unsigned_codes;
-  return hn::Xor(unsigned_codes, hn::Set(D8(), uint8_t{0x80}));
-}
-
 template <class Packed>
 void UnpackPackedTile(const std::byte* tile, int64_t, int64_t, int64_t col, int64_t count,
                       ByteChunk* chunks) {
@@ -107,7 +80,7 @@ void UnpackPackedTile(const std::byte* tile, int64_t, int64_t, int64_t col, int6
     for (size_t row = 0; row < kPackRows; row += hn::Lanes(DF())) {
       const auto quad = [&](auto number) HWY_ATTR {
         constexpr int kQuad = decltype(number)::value;
-        hn::StoreU(StoredBytes<Packed>(LoadQuad<Packed, kQuad>(chunk + 4 * row)), D8(),
+        hn::StoreU(BytesOf<Packed>(LoadQuad<Packed, kQuad>(chunk + 4 * row)), D8(),
                    chunks->quads + kQuad * 4 * kPackRows + 4 * row);
       };
       quad(std::integral_constant<int, 0>());
@@ -131,7 +104,7 @@ void UnpackPackedTile(const std::byte* tile, int64_t, int64_t, int64_t col, int6
 template <class Packed, class Block>
 HWY_INLINE void UnpackStored(const Block& block, uint8_t* HWY_RESTRICT stored) {
   constexpr uint8_t kAdd =
-      static_cast<uint8_t>(StoredOffset<Packed>() - static_cast<int>(kStoredOffset<Block>));
+      static_cast<uint8_t>(kBytesOffset<Packed> - static_cast<int>(kStoredOffset<Block>));
   VisitCodes(Bytes32(), block, [stored](auto d, auto bytes, size_t at) HWY_ATTR {
     if constexpr (kAdd != 0) bytes = hn::Add(bytes, hn::Set(d, kAdd));
     hn::StoreU(bytes, d, stored + at);
@@ -199,51 +172,38 @@ void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, i
   }
 }
 
-HWY_INLINE hn::Vec<DS8> FourColumns(const int8_t* codes) {
-  int32_t quad;
-  std::memcpy(&quad, codes, sizeof(quad));
-  return hn::BitCast(DS8(), hn::Set(DI(), quad));
+#if NIBBLE_PAIR_DOTS
+// Products of four quads, w their bytes, all added in 16 bits.
+HWY_INLINE Pairs FourPairs(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes) {
+  const auto pairs = [&](V8 w, auto number) HWY_ATTR {
+    return MultiplyPairs<8>(w, FourCodes<decltype(number)::value>(codes));
+  };
+  return hn::Add(hn::Add(pairs(w0, std::integral_constant<int, 0>()),
+                         pairs(w1, std::integral_constant<int, 1>())),
+                 hn::Add(pairs(w2, std::integral_constant<int, 2>()),
+                         pairs(w3, std::integral_constant<int, 3>())));
 }
+#endif
 
 // Four quads' dot products, added to `sum`; w are the bytes of consecutive quads.
-#if NIBBLE_PAIR_DOTS
-using D16 = hn::Repartition<int16_t, D8>;
-
-template <int kDepth>
-HWY_INLINE hn::Vec<D16> DotPairs(V8 w, const int8_t* codes) {
-  auto a = FourColumns(codes);
-  if constexpr (kDepth == 1) {  // signed: the sign moves to the activations
-    const auto w_signed = hn::BitCast(DS8(), w);
-    a = hn::IfNegativeThenNegOrUndefIfZero(w_signed, a);
-    w = hn::BitCast(D8(), hn::Abs(w_signed));
-  }
-  return hn::SatWidenMulPairwiseAdd(D16(), w, a);
-}
-
-HWY_INLINE VI AddPairs(hn::Vec<D16> pairs, VI sum) {
-  return hn::Add(sum, hn::WidenMulPairwiseAdd(DI(), pairs, hn::Set(D16(), int16_t{1})));
-}
-
 template <int kDepth>
 HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
-  const auto p0 = DotPairs<kDepth>(w0, codes), p1 = DotPairs<kDepth>(w1, codes + 4);
-  const auto p2 = DotPairs<kDepth>(w2, codes + 8), p3 = DotPairs<kDepth>(w3, codes + 12);
-  if constexpr (kDepth >= 4) return AddPairs(hn::Add(hn::Add(p0, p1), hn::Add(p2, p3)), sum);
+  const Codes16 a = LoadCodes16(codes);
+#if NIBBLE_PAIR_DOTS
+  if constexpr (kDepth >= 4) return AddPairs(FourPairs(w0, w1, w2, w3, codes), sum);
+  const auto p0 = MultiplyPairs<kDepth>(w0, FourCodes<0>(a));
+  const auto p1 = MultiplyPairs<kDepth>(w1, FourCodes<1>(a));
+  const auto p2 = MultiplyPairs<kDepth>(w2, FourCodes<2>(a));
+  const auto p3 = MultiplyPairs<kDepth>(w3, FourCodes<3>(a));
   if constexpr (kDepth == 2) {
     return AddPairs(hn::Add(p2, p3), AddPairs(hn::Add(p0, p1), sum));
   }
   return AddPairs(p3, AddPairs(p2, AddPairs(p1, AddPairs(p0, sum))));
-}
 #else
-template <int kDepth>
-HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
-  const DI di;
-  sum = hn::SumOfMulQuadAccumulate(di, w0, FourColumns(codes), sum);
-  sum = hn::SumOfMulQuadAccumulate(di, w1, FourColumns(codes + 4), sum);
-  sum = hn::SumOfMulQuadAccumulate(di, w2, FourColumns(codes + 8), sum);
-  return hn::SumOfMulQuadAccumulate(di, w3, FourColumns(codes + 12), sum);
-}
+  sum = AddQuad<1>(w1, a, AddQuad<0>(w0, a, sum));
+  return AddQuad<3>(w3, a, AddQuad<2>(w2, a, sum));
 #endif
+}
 
 template <bool kHasMin, bool kHalves, int kDepth>
 void MultiplyByteChunk(const ByteChunk& weights, const ActivationChunk& a, int64_t m_count,
@@ -282,13 +242,9 @@ void MultiplyByteChunk(const ByteChunk& weights, const ActivationChunk& a, int64
       } else {
 #if NIBBLE_PAIR_DOTS
         if constexpr (kDepth == 8) {
-          const auto low =
-              hn::Add(hn::Add(DotPairs<8>(w0, codes), DotPairs<8>(w1, codes + 4)),
-                      hn::Add(DotPairs<8>(w2, codes + 8), DotPairs<8>(w3, codes + 12)));
-          const auto high =
-              hn::Add(hn::Add(DotPairs<8>(w4, codes + 16), DotPairs<8>(w5, codes + 20)),
-                      hn::Add(DotPairs<8>(w6, codes + 24), DotPairs<8>(w7, codes + 28)));
-          i0 = AddPairs(hn::Add(low, high), i0);
+          const auto pairs =
+              hn::Add(FourPairs(w0, w1, w2, w3, codes), FourPairs(w4, w5, w6, w7, codes + 16));
+          i0 = AddPairs(pairs, i0);
         } else {
           i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
           i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
@@ -313,10 +269,14 @@ Int8Kernel FindInt8Kernel(Format format) {
   Int8Kernel kernel;
   VisitPacked(format, [&](auto packed) {
     using Packed = decltype(packed);
-    constexpr int kDepth = NIBBLE_PAIR_DOTS ? PairDepth(kCodeBits<Packed>) : 1;
+#if NIBBLE_PAIR_DOTS
+    constexpr int kDepth = PairDepth(kCodeBits<Packed>);
+#else
+    constexpr int kDepth = 1;  // not asked for
+#endif
     kernel = {UnpackPackedTile<Packed>, UnpackBlockTile<Packed>,
               MultiplyByteChunk<Packed::kHasMin, Packed::kGroup == 16, kDepth>, Packed::kGroup,
-              StoredOffset<Packed>()};
+              kBytesOffset<Packed>};
   });
   return kernel;
 }

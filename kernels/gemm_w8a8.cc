@@ -31,7 +31,7 @@ using VI = hn::Vec<DI>;
 // kAnyCode: two products of -128 by -128 do not fit in 16 bits.
 template <bool kAnyCode>
 HWY_INLINE VI AddSigned(VS8 w, VS8 a, VI sum) {
-  if constexpr (kAnyCode && kDotsOffset == 0) return hn::SumOfMulQuadAccumulate(DI(), w, a, sum);
+  if constexpr (kAnyCode && kDotsOffset == 0) return AddAnySigned(DS8(), w, a, sum);
   const D8 d;
   return AddDots<false>(d, hn::Xor(hn::BitCast(d, w), hn::Set(d, uint8_t{128})), a, sum);
 }

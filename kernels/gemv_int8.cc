@@ -17,7 +17,7 @@
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
-#include "kernels/packed-inl.h"
+#include "kernels/quad_dots-inl.h"
 #include "kernels/round32-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -28,13 +28,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // How far ahead, in its stream, weights are asked for.
 constexpr int kPrefetchBytes = 1024;
-
-// Four consecutive activation codes in every lane.
-HWY_INLINE hn::Vec<DS8> BroadcastQuad(const int8_t* codes) {
-  int32_t quad;
-  std::memcpy(&quad, codes, sizeof(quad));
-  return hn::BitCast(DS8(), hn::Set(DI(), quad));
-}
 
 // The activations of a chunk: rows lie strides apart.
 struct ChunkActivations {
@@ -67,22 +60,32 @@ HWY_INLINE void MultiplyChunk(const uint8_t* block, int c, const ChunkActivation
   const uint8_t* chunk =
       block + Packed::kScaleBytes + c / kPackCols * Packed::kChunkBytes + 4 * row;
   VF sum[kM];
-  Unroll<kM>([&](auto m) HWY_ATTR { sum[m] = hn::Load(df, sums + m * kPackRows); });
-  Unroll<kParts>([&](auto part) HWY_ATTR {
+  Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA { sum[m] = hn::Load(df, sums + m * kPackRows); });
+  Unroll<kParts>([&](auto part) NIBBLE_INLINE_LAMBDA {
+    constexpr int kPartQuads = kQuads / kParts;
     VI integer[kM];
-    Unroll<kM>([&](auto m)
-                   HWY_ATTR { integer[m] = hn::Set(di, a.starts[m * a.start_stride + part]); });
-    Unroll<kQuads / kParts>([&](auto number) HWY_ATTR {
-      constexpr int kQuad = decltype(part)::value * kQuads / kParts + decltype(number)::value;
-      const V8 w = LoadQuad<Packed, kQuad>(chunk);
-      Unroll<kM>([&](auto m) HWY_ATTR {
-        integer[m] = hn::SumOfMulQuadAccumulate(
-            di, w, BroadcastQuad(a.codes + m * a.code_stride + 4 * kQuad), integer[m]);
+    Pairs pairs[kM];
+    Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA {
+      integer[m] = hn::Set(di, a.starts[m * a.start_stride + part]);
+    });
+    Unroll<kPartQuads / 4>([&](auto four) NIBBLE_INLINE_LAMBDA {
+      constexpr int kFirst = decltype(part)::value * kPartQuads + 4 * decltype(four)::value;
+      Codes16 codes[kM];
+      Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA {
+        codes[m] = LoadCodes16(a.codes + m * a.code_stride + 4 * kFirst);
+      });
+      Unroll<4>([&](auto number) NIBBLE_INLINE_LAMBDA {
+        constexpr int kQuad = kFirst + decltype(number)::value;
+        const V8 w = BytesOf<Packed>(LoadQuad<Packed, kQuad>(chunk));
+        Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA {
+          AddQuadOf<kCodeBits<Packed>, kPartQuads, kQuad % kPartQuads>(w, codes[m], integer[m],
+                                                                       pairs[m]);
+        });
       });
     });
     const Scale s = LoadScale<Packed>(block, row, c / Packed::kGroup + part);
     // sum += integer * (weight scale * activation scale) - min * activation sum
-    Unroll<kM>([&](auto m) HWY_ATTR {
+    Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA {
       const VF a_scale = hn::Set(df, a.scales[m * a.scale_stride]);
       sum[m] = hn::MulAdd(hn::ConvertTo(df, integer[m]), hn::Mul(s.scale, a_scale), sum[m]);
       if constexpr (Packed::kHasMin) {
@@ -90,7 +93,7 @@ HWY_INLINE void MultiplyChunk(const uint8_t* block, int c, const ChunkActivation
       }
     });
   });
-  Unroll<kM>([&](auto m) HWY_ATTR { hn::Store(sum[m], df, sums + m * kPackRows); });
+  Unroll<kM>([&](auto m) NIBBLE_INLINE_LAMBDA { hn::Store(sum[m], df, sums + m * kPackRows); });
 }
 
 // sums[(s * kMostTileRows + m) * 16 + r] = activation row m0 + m times row r of tile s.
@@ -146,7 +149,10 @@ void MultiplyTilesOf(const TileStreams& tiles, const Int8Activations& a, int64_t
 
 TilesKernel FindTilesKernel(Format format) {
   TilesKernel found;
-  VisitPacked(format, [&](auto packed) { found = {MultiplyTilesOf<decltype(packed)>, kMostRows}; });
+  VisitPacked(format, [&](auto packed) {
+    using Packed = decltype(packed);
+    found = {MultiplyTilesOf<Packed>, kMostRows, Packed::kGroup, kBytesOffset<Packed>};
+  });
   return found;
 }
 
@@ -179,18 +185,12 @@ void QuantizeActivations(const float* row, int64_t cols, int group, int offset, 
 }
 
 Status MatmulInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel) {
-  struct Rounding {
-    int group = 0, offset = 0;
-    bool operator==(const Rounding&) const = default;
-  };
-  std::vector<Rounding> roundings(products.size());
-  for (size_t i = 0; i < products.size(); ++i) {
-    VisitPacked(products[i].weights.format, [&](auto packed) {
-      roundings[i] = {decltype(packed)::kGroup, decltype(packed)::kOffset};
-    });
+  std::vector<TilesKernel> kernels;
+  for (const auto& product : products) {
+    kernels.push_back(NIBBLE_DISPATCH(FindTilesKernel)(product.weights.format));
   }
   const RoundedLayout layout(
-      products, [&](size_t i) { return roundings[i] == roundings[i - 1]; },
+      products, [&](size_t i) { return kernels[i].RoundsLike(kernels[i - 1]); },
       [&](size_t i) { return products[i].weights.cols; });
   // Behind the last row rows of zeros, that kernels may read some that do not exist.
   int64_t widest = 0;
@@ -211,7 +211,7 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
   NIBBLE_RETURN_IF_ERROR(
       RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
         const int64_t cols = products[i].weights.cols, at = layout.Begin(i) + m * cols;
-        QuantizeActivations(row, cols, roundings[i].group, roundings[i].offset, codes.get() + at,
+        QuantizeActivations(row, cols, kernels[i].group, kernels[i].offset, codes.get() + at,
                             scales.get() + at / 32, starts.get() + at / 16, sums.get() + at / 16);
       }));
 
@@ -226,7 +226,7 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
     streams.count = count;
     const int64_t tile_bytes = PackedTileBytes(weights.format, weights.cols);
     for (int s = 0; s < count; ++s) streams.tile[s] = weights.tiles + numbers[s] * tile_bytes;
-    const TilesKernel kernel = NIBBLE_DISPATCH(FindTilesKernel)(weights.format);
+    const TilesKernel& kernel = kernels[i];
     for (int64_t m0 = 0; m0 < m_rows; m0 += kernel.most_rows) {
       const int64_t m_count = std::min(kernel.most_rows, m_rows - m0);
       alignas(64) float products_of_tiles[kStreams * kMostTileRows * kPackRows];

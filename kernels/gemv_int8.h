@@ -39,10 +39,16 @@ struct TilesKernel {
   void (*multiply)(const TileStreams& tiles, const Int8Activations& a, int64_t m0, int64_t m_count,
                    float* sums) = nullptr;
   int64_t most_rows = 4;
+  int group = 0;   // columns of a weight scale
+  int offset = 0;  // what the bytes that are multiplied stand above the codes
+
+  bool RoundsLike(const TilesKernel& other) const {
+    return group == other.group && offset == other.offset;
+  }
 };
 
-// Rounds one row. `group` is the number of columns that share a weight scale, `offset` that of the
-// weights' stored codes.
+// Rounds one row. `group` is the number of columns that share a weight scale, `offset` what
+// the kernel's bytes stand above the weights' codes.
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
                          float* scales, int32_t* starts, float* sums);
 

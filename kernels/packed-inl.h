@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "hwy/highway.h"
+#include "kernels/dispatch.h"
 #include "kernels/pack_layout.h"
 #include "kernels/unpack_blocks-inl.h"
 
@@ -35,7 +36,7 @@ using V8 = hn::Vec<D8>;
 // body(0), ..., body(kCount - 1), each number a constant: what arrays hold stays in registers.
 template <int kCount, class Body>
 HWY_INLINE void Unroll(const Body& body) {
-  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) HWY_ATTR {
+  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) NIBBLE_INLINE_LAMBDA {
     (body(std::integral_constant<int, kNumbers>()), ...);
   }
   (std::make_integer_sequence<int, kCount>());

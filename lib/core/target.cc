@@ -11,6 +11,11 @@
 #endif
 #include "hwy/highway.h"
 
+#if HWY_ARCH_ARM_A64 && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace nibble {
 namespace {
 
@@ -20,11 +25,30 @@ std::string LowerCase(std::string_view text) {
   return lower;
 }
 
-std::string NameOf(int64_t target) { return LowerCase(hwy::TargetName(target)); }
+// Highway's, but for Arm: there its NEON is taken for NEON with dot products (kernels/dots-inl.h).
+std::string NameOf(int64_t target) {
+  if (target == HWY_NEON_WITHOUT_AES) return "neon";
+  if (target == HWY_NEON) return "neon_dot";
+  return LowerCase(hwy::TargetName(target));
+}
+
+// Whether the processor lacks what a target needs beyond what Highway asks for.
+bool IsLacking([[maybe_unused]] int64_t target) {
+#if HWY_ARCH_ARM_A64 && defined(__linux__)
+  if (target == HWY_NEON && HWY_STATIC_TARGET != HWY_NEON) {
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) == 0;
+  }
+#endif
+  return false;
+}
 
 // What the processor has, whatever is forced.
 std::vector<int64_t> RunnableTargets() {
-  static const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+  static const std::vector<int64_t> targets = [] {
+    std::vector<int64_t> found = hwy::SupportedAndGeneratedTargets();
+    std::erase_if(found, IsLacking);
+    return found;
+  }();
   return targets;
 }
 
@@ -32,12 +56,12 @@ std::vector<int64_t> RunnableTargets() {
 // costs more than a small product.
 std::atomic<int64_t> current_target = 0;
 
-// Uses the target, or for kernels that are not compiled for it the next lesser one: targets are
-// bits, better ones lower.
+// Uses the target, 0 for the best, or for kernels that are not compiled for it the next lesser one:
+// targets are bits, better ones lower.
 void Use(int64_t target) {
-  int64_t targets = 0;  // all
+  int64_t targets = 0;
   for (int64_t runnable : RunnableTargets()) {
-    if (target != 0 && runnable >= target) targets |= runnable;
+    if (runnable >= target) targets |= runnable;
   }
   hwy::SetSupportedTargetsForTest(targets);
   const int64_t supported = hwy::SupportedTargets();
