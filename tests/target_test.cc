@@ -29,7 +29,9 @@ TEST(TargetsTest, TheCurrentOneIsSupported) {
   ASSERT_TRUE(ForceTarget("").ok());
   EXPECT_EQ(CurrentTarget(), targets.front());
   // Set where the processor is emulated.
-  if (const char* best = std::getenv("NIBBLE_TEST_BEST_TARGET")) EXPECT_EQ(CurrentTarget(), best);
+  if (const char* best = std::getenv("NIBBLE_TEST_BEST_TARGET")) {
+    EXPECT_EQ(CurrentTarget(), best);
+  }
 }
 
 }  // namespace
