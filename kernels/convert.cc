@@ -1,5 +1,6 @@
 #include "kernels/convert.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -8,6 +9,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/convert.cc"
 #include "hwy/foreach_target.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 // After the above: what follows is compiled once per target.
 #include "kernels/dispatch.h"
@@ -122,6 +124,36 @@ int64_t FirstBeyondIn(const float* values, int64_t count, float limit) {
   return count;
 }
 
+bool StreamWithinIn(const float* in, int64_t count, float limit, std::byte* out) {
+  const Floats df;
+  const auto bound = hn::Set(df, limit);
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const int64_t bytes = lanes * int64_t{sizeof(float)};
+  const int64_t beyond = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out)) & (bytes - 1);
+  const auto copy = [&](int64_t first, int64_t last) {
+    if (first == last) return true;
+    std::memcpy(out + first * sizeof(float), in + first,
+                static_cast<size_t>(last - first) * sizeof(float));
+    return FirstBeyondIn(in + first, last - first, limit) == last - first;
+  };
+  if (beyond % int64_t{sizeof(float)} != 0) return copy(0, count);
+  // Whole vectors are streamed, what lies before the first and behind the last is not.
+  const int64_t head = std::min(count, ((bytes - beyond) & (bytes - 1)) / int64_t{sizeof(float)});
+  const bool head_within = copy(0, head);
+  // Magnitudes as integers have the same order, and NaN comes last.
+  const hn::RebindToUnsigned<decltype(df)> du;
+  auto largest = hn::Zero(du);
+  int64_t i = head;
+  float* to = reinterpret_cast<float*>(out);
+  for (; i + lanes <= count; i += lanes) {
+    const auto x = hn::LoadU(df, in + i);
+    hn::Stream(x, df, to + i);
+    largest = hn::Max(largest, hn::BitCast(du, hn::Abs(x)));
+  }
+  hwy::FlushStream();
+  return head_within && hn::AllTrue(du, hn::Le(largest, hn::BitCast(du, bound))) && copy(i, count);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
@@ -134,6 +166,7 @@ HWY_EXPORT(BFloatsToFloats);
 HWY_EXPORT(FloatsToHalves);
 HWY_EXPORT(FloatsToBFloats);
 HWY_EXPORT(FirstBeyondIn);
+HWY_EXPORT(StreamWithinIn);
 
 void ConvertToFloat(DType from, const void* in, int64_t count, float* out) {
   switch (from) {
@@ -159,6 +192,10 @@ void ConvertFromFloat(DType to, const float* in, int64_t count, void* out) {
 
 int64_t FirstBeyond(const float* values, int64_t count, float limit) {
   return NIBBLE_DISPATCH(FirstBeyondIn)(values, count, limit);
+}
+
+bool StreamWithin(const float* in, int64_t count, float limit, std::byte* out) {
+  return NIBBLE_DISPATCH(StreamWithinIn)(in, count, limit, out);
 }
 
 }  // namespace nibble

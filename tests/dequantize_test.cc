@@ -2,6 +2,10 @@
 // others.
 #include "kernels/dequantize.h"
 
+#include <cmath>
+#include <cstring>
+#include <utility>
+
 #include "gtest/gtest.h"
 #include "kernels/convert.h"
 #include "kernels/visit_codec.h"
@@ -93,6 +97,30 @@ TEST_P(DequantizeTest, FindsTheFirstValueBeyondALimit) {
       const float bad[] = {NAN, INFINITY, -INFINITY, 2.5f, -2.5f};
       x[static_cast<size_t>(i)] = bad[i % 5];
       ASSERT_EQ(FirstBeyond(x.data(), count, 2.0f), i);
+    }
+  }
+}
+
+TEST_P(DequantizeTest, CopiesWhatLiesWithinALimitToAnyAddress) {
+  constexpr std::byte kFill{0xA5};
+  for (size_t to : {0u, 1u, 4u, 12u, 62u, 64u}) {
+    for (int64_t count : {1, 3, 15, 16, 64, 65, 79, 200, 1003}) {
+      const size_t bytes = static_cast<size_t>(count) * sizeof(float);
+      std::vector<float> x(static_cast<size_t>(count) + 1);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 5) - 2;
+      std::vector<std::byte> out(to + bytes + 8, kFill);
+      ASSERT_TRUE(StreamWithin(x.data() + 1, count, 2.0f, out.data() + to));
+      EXPECT_EQ(std::memcmp(out.data() + to, x.data() + 1, bytes), 0) << count << " to " << to;
+      for (size_t i = 0; i < out.size(); ++i) {
+        if (i < to || i >= to + bytes) {
+          EXPECT_EQ(out[i], kFill) << i;
+        }
+      }
+      for (size_t bad = 1; bad < x.size(); bad += 3) {
+        const float kept = std::exchange(x[bad], bad % 2 == 0 ? NAN : -2.5f);
+        EXPECT_FALSE(StreamWithin(x.data() + 1, count, 2.0f, out.data() + to)) << bad;
+        x[bad] = kept;
+      }
     }
   }
 }

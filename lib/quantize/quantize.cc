@@ -84,8 +84,10 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
   const float* importance = options.importance.empty() ? nullptr : options.importance.data();
   const float limit = LargestMagnitude(format);
   const bool in_place = weights.dtype == DType::kF32 && IsAligned(weights);
+  const bool is_copy = in_place && format == Format::kF32;
   const int workers = std::max(1, options.parallel.workers);
-  const int64_t batch = std::min(BatchRows(cols), weights.rows);
+  const bool is_searched = IsSearched(format, importance != nullptr);
+  const int64_t batch = is_searched ? std::min(BatchRows(cols), weights.rows) : 1;
   NIBBLE_ASSIGN_OR_RETURN(Tensor scratch, Tensor::Allocate(DType::kF32, workers * batch, cols));
 
   // The first row with a weight that cannot be quantized: the same row for any order of tasks,
@@ -108,6 +110,12 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
     std::array<const float*, kMaxBatchRows> rows;
     for (int64_t r = first; r < last && r < bad_row.load(std::memory_order_relaxed);) {
       const int64_t begin = r;
+      std::byte* to = out.data() + static_cast<size_t>(r) * row_bytes;
+      // A copy and its check in one pass: both are bound by memory.
+      if (is_copy && StreamWithin(static_cast<const float*>(weights.Row(r)), cols, limit, to)) {
+        ++r;
+        continue;
+      }
       size_t count = 0;
       for (; r < last && r < begin + batch; ++r) {
         rows[count] = prepare(
@@ -118,8 +126,7 @@ Status QuantizeTo(TensorView weights, Format format, std::span<std::byte> out,
         }
         return;
       }
-      EncodeRows(format, {rows.data(), count}, cols, importance,
-                 out.data() + static_cast<size_t>(begin) * row_bytes);
+      EncodeRows(format, {rows.data(), count}, cols, importance, to);
     }
   });
   if (const int64_t r = bad_row.load(); r < weights.rows) {
