@@ -57,6 +57,7 @@ TEST_P(GoldenGptq, BytesNeverChange) {
   ThreadPool pool(2);
   for (const bool threads : {false, true}) {
     GptqOptions options;
+    options.damping = 0.01;
     options.sweeps = 1;
     if (threads) options.parallel = pool.parallel_for();
     for (const Golden& golden : kFormats) {

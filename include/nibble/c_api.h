@@ -201,7 +201,7 @@ nibble_status nibble_hessian_mean_squares(const nibble_hessian* hessian, float* 
 void nibble_hessian_free(nibble_hessian* hessian); /* NULL is fine */
 
 typedef struct nibble_gptq_options {
-  double damping; /* share of the mean diagonal added to the diagonal; 0 stands for 0.01 */
+  double damping; /* share of the mean diagonal added to the diagonal; 0 stands for 0.2 */
   nibble_parallel_for parallel;
   int sweeps; /* further passes, of block formats and codebooks; 0 stands for 2, less for none */
   /* Of planar schemes. act_order: columns by falling mean square of their inputs, which needs a

@@ -101,8 +101,9 @@ struct CalibratedTensors {
 
 // The matrices that `plan` gives a block format, by name. Layers are quantized in order: each sees
 // the inputs that the quantized layers before it give, and is fitted to what the original layer
-// makes of the original inputs. An output matrix of its own is the last; embeddings, which are
-// looked up, are the first, weighed where they are the output too, and without error feedback.
+// makes of the original inputs; errors that go to the residual stream count in the measure of the
+// norm behind, relative to the stream. An output matrix of its own is the last; embeddings, which
+// are looked up, are the first, weighed where they are the output too, and without error feedback.
 // Memory: the residual streams of all windows twice (f32 [tokens, width]), the inputs of one
 // matrix (f32 [tokens, feed-forward width]), both on disk where they are large, the Hessians of one
 // layer's inputs, the result.

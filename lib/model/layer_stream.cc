@@ -1,6 +1,7 @@
 #include "lib/model/layer_stream.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace nibble {
@@ -65,6 +66,19 @@ Result<TensorView> LayerStream::LastInputs(const DecoderLayer& layer, Half half,
 Status LayerStream::Add(const Linear& last, TensorView inputs, WindowBatch batch) {
   return run_.Multiply({{last, Residual(batch)}}, static_cast<const float*>(inputs.data),
                        inputs.rows, /*accumulate=*/true);
+}
+
+std::vector<float> LayerStream::ErrorWeights(WindowBatch batch) const {
+  std::vector<float> weights(static_cast<size_t>(batch.windows * context_));
+  const float* row = Residual(batch);
+  for (float& weight : weights) {
+    double squares = 0;
+    for (int64_t c = 0; c < width_; ++c) squares += static_cast<double>(row[c]) * row[c];
+    const double mean = squares / static_cast<double>(width_);
+    weight = static_cast<float>(1 / std::sqrt(mean + run_.model.config().norm_eps));
+    row += width_;
+  }
+  return weights;
 }
 
 }  // namespace nibble

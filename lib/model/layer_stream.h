@@ -41,6 +41,9 @@ class LayerStream {
   Result<TensorView> LastInputs(const DecoderLayer& layer, Half half, WindowBatch batch);
   // Adds the product of such inputs with a matrix to the residual stream.
   Status Add(const Linear& last, TensorView inputs, WindowBatch batch);
+  // Each token's 1 / root mean square in the residual stream: what a norm behind it multiplies
+  // errors by. The few tokens whose activations are massive do not outweigh all others so.
+  std::vector<float> ErrorWeights(WindowBatch batch) const;
 
  private:
   LayerStream(const Model& model, RunnerOptions options, KvCache cache, int64_t context)

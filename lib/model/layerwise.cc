@@ -18,7 +18,8 @@
 namespace nibble {
 namespace {
 
-// What is known of the inputs of some matrices.
+// What is known of the inputs of some matrices. Where they are added to the residual stream, tokens
+// have the ErrorWeights() of the stream behind them.
 struct InputStatistics {
   Hessian hessian;     // of the quantized model's inputs Y
   RowMatrix inputs;    // (X - Y)^T Y [cols, cols], X the original's
@@ -43,6 +44,10 @@ Status CheckFinite(TensorView inputs, WindowBatch batch, int64_t context) {
     }
   }
   return OkStatus();
+}
+
+Eigen::Map<const RowMatrix> MapOf(TensorView view) {
+  return {static_cast<const float*>(view.data), view.rows, view.cols};
 }
 
 class Layerwise {
@@ -155,7 +160,12 @@ class Layerwise {
     InputStatistics seen{Hessian(cols), RowMatrix::Zero(cols, cols), RowMatrix()};
     const Status measured = ForEachBatch([&](WindowBatch batch) -> Status {
       const TensorView before = original_->Normed(norm, batch);
-      return Add(before, quantized_->Normed(norm, batch), batch, seen);
+      const TensorView after = quantized_->Normed(norm, batch);
+      NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
+      NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
+      NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(after, parallel_));
+      AddProducts(MapOf(before) - MapOf(after), after, seen.inputs);
+      return OkStatus();
     });
     if (!measured.ok()) return Status(measured).WithContext(matrices[0].from->name);
     NIBBLE_ASSIGN_OR_RETURN(const Fit fit, Prepare(std::move(seen)));
@@ -181,13 +191,21 @@ class Layerwise {
       NIBBLE_ASSIGN_OR_RETURN(const TensorView after, quantized_->LastInputs(now, half, batch));
       std::copy_n(static_cast<const float*>(after.data), after.rows * cols,
                   static_cast<float*>(kept(batch).data));
-      if (wanted) {
-        NIBBLE_RETURN_IF_ERROR(Add(before, after, batch, seen));
-        AddDifference(ViewOf(std::as_const(*original_).Residual(batch), after.rows, width),
-                      ViewOf(std::as_const(*quantized_).Residual(batch), after.rows, width), after,
-                      seen.residual);
-      }
-      return original_->Add(last, before, batch);
+      if (!wanted) return original_->Add(last, before, batch);
+      NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
+      NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
+      RowMatrix inputs = MapOf(after), inputs_error = MapOf(before) - MapOf(after);
+      RowMatrix residual_error =
+          MapOf(ViewOf(std::as_const(*original_).Residual(batch), after.rows, width)) -
+          MapOf(ViewOf(std::as_const(*quantized_).Residual(batch), after.rows, width));
+      NIBBLE_RETURN_IF_ERROR(original_->Add(last, before, batch));
+      const std::vector<float> weights = original_->ErrorWeights(batch);
+      for (RowMatrix* rows : {&inputs, &inputs_error, &residual_error}) ScaleRows(weights, *rows);
+      const TensorView scaled = ViewOf(std::as_const(inputs).data(), after.rows, cols);
+      NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(scaled, parallel_));
+      AddProducts(inputs_error, scaled, seen.inputs);
+      AddProducts(residual_error, scaled, seen.residual);
+      return OkStatus();
     });
     if (!measured.ok()) return Status(measured).WithContext(last.name);
     Linear fresh = last;
@@ -199,24 +217,14 @@ class Layerwise {
         [&](WindowBatch batch) { return quantized_->Add(fresh, kept(batch), batch); });
   }
 
-  Status Add(TensorView before, TensorView after, WindowBatch batch, InputStatistics& seen) const {
-    NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
-    NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
-    NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(after, parallel_));
-    AddDifference(before, after, after, seen.inputs);
-    return OkStatus();
-  }
-
-  // sums += (x - y)^T z
-  void AddDifference(TensorView x, TensorView y, TensorView z, RowMatrix& sums) const {
+  // sums += errors^T inputs
+  void AddProducts(const RowMatrix& errors, TensorView inputs, RowMatrix& sums) const {
     constexpr int64_t kBand = 120;
-    const auto at = [](TensorView view) { return static_cast<const float*>(view.data); };
-    const RowMatrix difference = Eigen::Map<const RowMatrix>(at(x), x.rows, x.cols) -
-                                 Eigen::Map<const RowMatrix>(at(y), y.rows, y.cols);
-    parallel_((x.cols + kBand - 1) / kBand, [&](int64_t band, int) {
-      const int64_t first = band * kBand, count = std::min(kBand, x.cols - first);
-      AddProduct(Transposed(difference.data() + first, x.cols), Strided(at(z), z.cols), count,
-                 z.cols, z.rows, 1.0f, sums.data() + first * z.cols, z.cols);
+    const float* y = static_cast<const float*>(inputs.data);
+    parallel_((errors.cols() + kBand - 1) / kBand, [&](int64_t band, int) {
+      const int64_t first = band * kBand, count = std::min<int64_t>(kBand, errors.cols() - first);
+      AddProduct(Transposed(errors.data() + first, errors.cols()), Strided(y, inputs.cols), count,
+                 inputs.cols, inputs.rows, 1.0f, sums.data() + first * inputs.cols, inputs.cols);
     });
   }
 

@@ -3,6 +3,7 @@
 #define NIBBLE_LIB_QUANTIZE_HESSIAN_H_
 
 #include <Eigen/Core>
+#include <span>
 
 #include "kernels/gemm_ordered.h"
 #include "nibble/gptq.h"
@@ -49,6 +50,11 @@ void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor&
 Result<QuantizedTensor> QuantizeFactored(TensorView weights, Format format,
                                          const FactoredHessian& hessian, const GptqOptions& options,
                                          GptqReport* report);
+
+// Row i times weights[i].
+inline void ScaleRows(std::span<const float> weights, RowMatrix& rows) {
+  for (Eigen::Index i = 0; i < rows.rows(); ++i) rows.row(i) *= weights[static_cast<size_t>(i)];
+}
 
 inline StridedMatrix<float> Strided(const float* data, int64_t row_stride) {
   return {data, row_stride, 1};

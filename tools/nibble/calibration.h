@@ -12,11 +12,11 @@
 namespace nibble::tools {
 
 struct CalibrationOptions {
-  std::string text;       // a file
-  std::string hessians;   // a file, in place of the text
-  int64_t context = 0;    // tokens of a window; 0: 512, or the model's context where that is less
-  int64_t windows = 0;    // the first so many; 0: the method's own number
-  double damping = 0.01;  // of GPTQ
+  std::string text;      // a file
+  std::string hessians;  // a file, in place of the text
+  int64_t context = 0;   // tokens of a window; 0: 512, or the model's context where that is less
+  int64_t windows = 0;   // the first so many; 0: the method's own number
+  double damping = GptqOptions().damping;
   bool static_groups = false;
   bool sequential = false;
   ActivationMemory activations;
