@@ -94,7 +94,8 @@ Json WriteAqlm(const HfQuantization& q) {
           {"nbits_per_codebook", q.scheme.bits},
           {"in_group_size", q.scheme.vector},
           {"out_group_size", 1},
-          {"linear_weights_not_to_quantize", {"lm_head.weight"}}};
+          // By the weight for transformers 4, by the module for 5.
+          {"linear_weights_not_to_quantize", {"lm_head.weight", "lm_head"}}};
 }
 
 // --- Reading. ---

@@ -113,7 +113,7 @@ TEST_F(CliTest, ConvertsThereAndBack) {
   EXPECT_EQ(json::parse(Nibble("compare " + whole + " " + (folder_ / "f32.gguf") + " --json")
                             .out)["total"]["rmse"],
             0);
-  nibble("convert " + (folder_ / "f32.gguf") + " -o " + (folder_ / "x.safetensors"));
+  nibble("dequantize " + whole + " -o " + (folder_ / "x.safetensors"));
   EXPECT_EQ(json::parse(Nibble("compare " + whole + " " + (folder_ / "x.safetensors") + " --json")
                             .out)["total"]["rmse"],
             0);
@@ -155,6 +155,7 @@ TEST_F(CliTest, RefusesWhatWasNotAskedFor) {
       {"quantize " + Small() + " -o " + (folder_ / "no/out.gguf") + " --type q4_0", 1, "folder"},
       {"quantize " + Small() + " -o " + folder_.path() + " --type q4_0 --overwrite", 2, "folder"},
       {"quantize " + Small() + " -o /proc/out.gguf --type q4_0", 1, "/proc/out.gguf"},
+      {"quantize " + Small() + " -o " + (folder_ / "out.safetensors") + " --type q4_0", 2, "q6_K"},
       {"compare " + Small() + " " + kReferenceModel + "/tokenizer.model", 1, "tokenizer.model"},
       {"verify " + kReferenceModel + "/model.safetensors", 1, "model.safetensors"},
   };

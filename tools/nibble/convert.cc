@@ -11,7 +11,6 @@ void AddConvert(CLI::App& app, Action& action) {
       "shards");
   auto options = std::make_shared<MakeModelOptions>();
   options->type = kCopyType;
-  options->may_write_safetensors = true;
   AddOutputOptions(*command, *options);
   command
       ->add_option("--type", options->type,

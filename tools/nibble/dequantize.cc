@@ -6,7 +6,9 @@ namespace nibble::tools {
 
 void AddDequantize(CLI::App& app, Action& action) {
   CLI::App* command =
-      app.add_subcommand("dequantize", "Turn a quantized model back into floating point");
+      app.add_subcommand("dequantize",
+                         "Turn a quantized model back into floating point: GGUF, or safetensors "
+                         "where the output's name ends so");
   auto options = std::make_shared<MakeModelOptions>();
   options->type = "f32";
   options->permissions.requantize = true;

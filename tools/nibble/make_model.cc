@@ -299,8 +299,7 @@ int MakeModel(const MakeModelOptions& options) {
   const Status prepared =
       PrepareAll(options, *source, *plan, calibration ? &*calibration : nullptr, outcome);
   if (!prepared.ok()) return FailAtWork(prepared);
-  const bool safetensors =
-      options.may_write_safetensors && options.output.ends_with(".safetensors");
+  const bool safetensors = options.output.ends_with(".safetensors");
   const GgufWriteOptions files = {.max_shard_bytes = options.max_shard_bytes};
   const Result<uint64_t> bytes =
       safetensors ? PlannedSafetensorsBytes(*plan, options.output, options.max_shard_bytes)

@@ -25,7 +25,6 @@ struct MakeModelOptions {
   Method method = Method::kRtn;
   std::vector<std::string> preparations;  // names, in order
   CalibrationOptions calibration;
-  bool may_write_safetensors = false;  // where the output's name ends so
   bool clamp = false;
   ModelPermissions permissions;
   uint64_t max_shard_bytes = 0;
