@@ -161,11 +161,8 @@ class Layerwise {
     const Status measured = ForEachBatch([&](WindowBatch batch) -> Status {
       const TensorView before = original_->Normed(norm, batch);
       const TensorView after = quantized_->Normed(norm, batch);
-      NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
-      NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
-      NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(after, parallel_));
-      AddProducts(MapOf(before) - MapOf(after), after, seen.inputs);
-      return OkStatus();
+      NIBBLE_ASSIGN_OR_RETURN(const RowMatrix error, ErrorOf(before, after, batch));
+      return Add(error, after, seen);
     });
     if (!measured.ok()) return Status(measured).WithContext(matrices[0].from->name);
     NIBBLE_ASSIGN_OR_RETURN(const Fit fit, Prepare(std::move(seen)));
@@ -192,9 +189,8 @@ class Layerwise {
       std::copy_n(static_cast<const float*>(after.data), after.rows * cols,
                   static_cast<float*>(kept(batch).data));
       if (!wanted) return original_->Add(last, before, batch);
-      NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
-      NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
-      RowMatrix inputs = MapOf(after), inputs_error = MapOf(before) - MapOf(after);
+      NIBBLE_ASSIGN_OR_RETURN(RowMatrix inputs_error, ErrorOf(before, after, batch));
+      RowMatrix inputs = MapOf(after);
       RowMatrix residual_error =
           MapOf(ViewOf(std::as_const(*original_).Residual(batch), after.rows, width)) -
           MapOf(ViewOf(std::as_const(*quantized_).Residual(batch), after.rows, width));
@@ -202,10 +198,8 @@ class Layerwise {
       const std::vector<float> weights = original_->ErrorWeights(batch);
       for (RowMatrix* rows : {&inputs, &inputs_error, &residual_error}) ScaleRows(weights, *rows);
       const TensorView scaled = ViewOf(std::as_const(inputs).data(), after.rows, cols);
-      NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(scaled, parallel_));
-      AddProducts(inputs_error, scaled, seen.inputs);
       AddProducts(residual_error, scaled, seen.residual);
-      return OkStatus();
+      return Add(inputs_error, scaled, seen);
     });
     if (!measured.ok()) return Status(measured).WithContext(last.name);
     Linear fresh = last;
@@ -215,6 +209,19 @@ class Layerwise {
     }
     return ForEachBatch(
         [&](WindowBatch batch) { return quantized_->Add(fresh, kept(batch), batch); });
+  }
+
+  // X - Y of the inputs that the original and the quantized model give.
+  Result<RowMatrix> ErrorOf(TensorView before, TensorView after, WindowBatch batch) const {
+    NIBBLE_RETURN_IF_ERROR(CheckFinite(before, batch, text_.context));
+    NIBBLE_RETURN_IF_ERROR(CheckFinite(after, batch, text_.context));
+    return RowMatrix(MapOf(before) - MapOf(after));
+  }
+
+  Status Add(const RowMatrix& error, TensorView inputs, InputStatistics& seen) const {
+    NIBBLE_RETURN_IF_ERROR(seen.hessian.Add(inputs, parallel_));
+    AddProducts(error, inputs, seen.inputs);
+    return OkStatus();
   }
 
   // sums += errors^T inputs

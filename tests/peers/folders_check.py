@@ -6,7 +6,7 @@
 MODEL, a Hugging Face folder of a llama, is quantized in every layout. Each folder is loaded by
 transformers, and each matrix of its layers, found by multiplying with unit vectors, must be what
 nibble itself decodes the folder to, but for the rounding of the library's arithmetic. Exit status
-1 otherwise. Needs transformers, bitsandbytes, compressed-tensors, optimum and gptqmodel.
+1 otherwise. Needs transformers, aqlm, bitsandbytes, compressed-tensors, optimum and gptqmodel.
 """
 import pathlib
 import subprocess
