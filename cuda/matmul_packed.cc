@@ -336,23 +336,6 @@ Activations ActivationsOf(const TensorView& view) {
               static_cast<size_t>(view.row_stride) * element % 16 == 0};
 }
 
-Result<DeviceLimits> Limits() {
-  int device = 0, major = 0, minor = 0;
-  DeviceLimits limits;
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(
-      &limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  NIBBLE_CUDA_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  limits.has_clusters = major >= 9;
-  limits.has_float8 = 10 * major + minor >= 89;
-  return limits;
-}
-
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel) {
   if (weights.rows() <= 0 || weights.cols() <= 0) return InvalidArgument("pack: empty weights");
