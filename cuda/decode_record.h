@@ -195,11 +195,10 @@ struct LaneScales {
       }
     } else {
       const int stride = matrix.scale_stride();
-      const uint8_t* here = at + step / matrix.group_steps * stride;
+      const uint8_t* here = at + step * matrix.panel_groups / kPanelSteps * stride;
       LoadTwo(here, matrix.wide_scales, lane / 4, result.scale);
       if constexpr (Format::kHasMin) {
-        LoadTwo(here + kPanelSteps / matrix.group_steps * stride, matrix.wide_scales, lane / 4,
-                result.min);
+        LoadTwo(here + matrix.panel_groups * stride, matrix.wide_scales, lane / 4, result.min);
         if (matrix.min_is_zero) {
           result.min[0] *= result.scale[0];
           result.min[1] *= result.scale[1];
@@ -227,7 +226,7 @@ struct LaneScales {
 template <class Format>
 NIBBLE_HD inline bool EndsGroup(const PackedMatrix& matrix, int step) {
   if constexpr (Format::kIsSuper) return (step + 1) % (Format::kGroup / kStepCols) == 0;
-  return (step + 1) % matrix.group_steps == 0;
+  return (step + 1) * matrix.panel_groups % kPanelSteps == 0;
 }
 
 }  // namespace nibble::cuda

@@ -61,7 +61,7 @@ Result<Records> MakeRecords(const QuantizedTensor& weights, Stream stream) {
   PackedMatrix& matrix = made.plan.matrix;
   if (weights.plane(Plane::kGroupIndex).size() > 0) {
     NIBBLE_ASSIGN_OR_RETURN(made.order,
-                            MakeOrder(weights, int64_t{matrix.group_steps} * kStepCols, stream));
+                            MakeOrder(weights, kPanelCols / matrix.panel_groups, stream));
     matrix.order = reinterpret_cast<const int32_t*>(made.order.data());
   }
   const int64_t bytes = VisitPackedFormat(made.plan.kind, [&](auto format) {
@@ -159,7 +159,7 @@ Status MultiplyMany(const Activations& activations, std::span<const Product> pro
 // Whether two products may share a launch of either kernel: their records have one shape.
 bool AreAlike(const Product& a, const Product& b) {
   const PackedMatrix &x = a.plan->matrix, &y = b.plan->matrix;
-  return a.plan->kind == b.plan->kind && x.group_steps == y.group_steps &&
+  return a.plan->kind == b.plan->kind && x.panel_groups == y.panel_groups &&
          x.wide_scales == y.wide_scales;
 }
 bool AreAlikeOfFew(const Product& a, const Product& b) {

@@ -27,7 +27,7 @@ void FillBooks(PackedMatrix& matrix, const ValueOf& value) {
 
 template <class Codec, class Packed>
 void SetBlockTraits(PackedMatrix& matrix) {
-  matrix.group_steps = std::min(Codec::kGroup, Packed::kCols) / kStepCols;
+  matrix.panel_groups = kPanelCols / std::min(Codec::kGroup, kPanelCols);
   matrix.min_is_zero = Packed::kHasMin && !Codec::kHasMin;
 }
 
@@ -111,7 +111,7 @@ Result<PackedPlan> PlanPack(const QuantizedTensor& weights, std::span<const floa
   if (s.granularity == Granularity::kGroup) {
     const int group = s.group_size;
     if (group % 128 != 0 && group != 64 && group != 32 && group != 16) return unsupported();
-    matrix.group_steps = std::min(group, 128) / kStepCols;
+    matrix.panel_groups = kPanelCols / std::min(group, kPanelCols);
   }
   // Zeros that are codes fit into f16, others lose what the decoder's offset adds to them.
   const bool exact_zeros = s.symmetric || s.zero_dtype == DType::kU8;

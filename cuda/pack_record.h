@@ -70,10 +70,9 @@ NIBBLE_HD uint32_t ScaleWord(const Source& source, const PackedMatrix& matrix, i
     return word;
   } else {
     const int group_words = matrix.scale_stride() / 4;
-    const int groups = Format::kSteps / matrix.group_steps;
+    const int groups = matrix.panel_groups;
     const bool is_min = at / group_words >= groups;
-    const int64_t col = record * Format::kCols +
-                        int64_t{at / group_words % groups} * matrix.group_steps * kStepCols;
+    const int64_t col = record * Format::kCols + at / group_words % groups * (kPanelCols / groups);
     const auto element = [&](int i) {
       const int64_t r = row + InterleavedRow(i);
       if (r >= matrix.rows || col >= matrix.cols) return 0.0f;

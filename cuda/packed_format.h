@@ -139,7 +139,7 @@ struct PackedMatrix {
   const uint8_t* records = nullptr;  // [row tile][record], 16-byte aligned
   const int32_t* order = nullptr;    // the activations' column of each packed column; null: itself
   int64_t rows = 0, cols = 0;
-  int32_t group_steps = 8;   // steps under one scale, of kGroup and kGroupMin: 1, 2, 4 or 8
+  int32_t panel_groups = 1;  // groups of 128 columns, of kGroup and kGroupMin: 1, 2, 4 or 8
   bool wide_scales = false;  // kGroup, kGroupMin: scales are f32, else f16
   bool min_is_zero = false;  // kGroupMin: what lies beside a scale is multiplied by it
   float largest_value = 0;   // magnitude of a value, before it is scaled
@@ -156,8 +156,7 @@ struct PackedMatrix {
   template <class Format>
   NIBBLE_HD int record_bytes() const {
     if constexpr (Format::kIsSuper) return Format::kCodeBytes + Format::kSuperScaleBytes;
-    return Format::kCodeBytes +
-           Format::kSteps / group_steps * scale_stride() * (Format::kHasMin ? 2 : 1);
+    return Format::kCodeBytes + panel_groups * scale_stride() * (Format::kHasMin ? 2 : 1);
   }
   // Bytes of the scales of one group, for the 16 rows.
   NIBBLE_HD int scale_stride() const { return wide_scales ? 64 : 32; }

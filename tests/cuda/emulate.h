@@ -54,7 +54,7 @@ inline PackedOnHost PackOnHost(const QuantizedTensor& weights) {
   if (planes.group_index != nullptr) {
     std::vector<int32_t> groups(static_cast<size_t>(weights.cols()));
     std::memcpy(groups.data(), planes.group_index, groups.size() * 4);
-    auto order = ColumnOrder(groups, planes.groups, matrix.group_steps * kStepCols);
+    auto order = ColumnOrder(groups, planes.groups, kPanelCols / matrix.panel_groups);
     EXPECT_TRUE(order.ok()) << order.status().message();
     packed.order = *order;
     matrix.order = packed.order.data();
