@@ -11,6 +11,9 @@
 namespace nibble::cuda {
 
 inline constexpr int kBlockRows = kWarps * 16;
+// Sums of a token in shared memory, and four places that keep the lanes of a warp, each at one of
+// eight rows and four tokens, to banks of their own.
+inline constexpr int kTokenSums = kBlockRows + 4;
 
 template <class Sum, int kTokens>
 struct BlockSums {
@@ -26,39 +29,38 @@ struct BlockSums {
     });
   }
 
-  // A warp: visit(row and token of the block, sum) for all that it has.
-  template <class Warp, class Visit>
-  NIBBLE_HD static void ForEach(const Warp& warp, int index, const Registers<Warp>& sums,
-                                const Visit& visit) {
+  // A warp: its sums to shared memory, token by token.
+  template <class Warp>
+  NIBBLE_HD static void Store(const Warp& warp, int index, const Registers<Warp>& sums,
+                              Sum* shared) {
     warp.Each([&](int lane) {
+      Sum* const to = shared + index * 16 + lane / 4;
       NIBBLE_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         NIBBLE_UNROLL
         for (int i = 0; i < 4; ++i) {
-          visit(index * 16 + lane / 4 + 8 * (i / 2), 8 * tile + 2 * (lane % 4) + i % 2,
-                sums[tile][lane].v[i]);
+          const int token = 8 * tile + 2 * (lane % 4) + i % 2;
+          to[token * kTokenSums + 8 * (i / 2)] = sums[tile][lane].v[i];
         }
       }
     });
   }
 
-  // A warp: its sums to shared memory, token by token.
-  template <class Warp>
-  NIBBLE_HD static void Store(const Warp& warp, int index, const Registers<Warp>& sums,
-                              Sum* shared) {
-    ForEach(warp, index, sums,
-            [&](int row, int token, Sum sum) { shared[token * kBlockRows + row] = sum; });
-  }
-
   // All threads of block `split` of a cluster of `splits`, of_split(s) being the stored sums of
-  // block s: visit(row, token, sum of all) for this block's part, always added in the same order.
-  template <class OfSplit, class Visit>
+  // block s: this block's part of the outputs, always added in the same order. A thread has one
+  // row: store_of(row) gives what takes (token, sum of all) of it.
+  template <class OfSplit, class StoreOf>
   NIBBLE_HD static void Combine(int thread, int split, int splits, const OfSplit& of_split,
-                                const Visit& visit) {
-    for (int i = split * kThreads + thread; i < kTokens * kBlockRows; i += splits * kThreads) {
-      Sum sum = of_split(0)[i];
-      for (int s = 1; s < splits; ++s) sum += of_split(s)[i];
-      visit(i % kBlockRows, i / kBlockRows, sum);
+                                const StoreOf& store_of) {
+    constexpr int kAtOnce = kThreads / kBlockRows;
+    const int row = thread % kBlockRows;
+    const auto store = store_of(row);
+    for (int token = split * kAtOnce + thread / kBlockRows; token < kTokens;
+         token += splits * kAtOnce) {
+      const int at = token * kTokenSums + row;
+      Sum sum = of_split(0)[at];
+      for (int s = 1; s < splits; ++s) sum += of_split(s)[at];
+      store(token, sum);
     }
   }
 };

@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (row >= args.weights.rows) return;
   const uint8_t* weights = args.weights.codes + row * args.weights.cols;
+  const float scale = args.ScaleOf(row);
   for (int64_t token = 0; token < args.tokens; ++token) {
     const uint8_t* activations = args.activations + token * args.activation_stride;
     SumOf<kType> sum = 0;
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
-    if (threadIdx.x % kLanes == 0) args.Store(token, row, static_cast<float>(sum));
+    if (threadIdx.x % kLanes == 0) args.Store(token, row, scale, static_cast<float>(sum));
   }
 }
 

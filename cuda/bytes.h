@@ -43,8 +43,8 @@ struct BytesArguments {
   bool accumulate;
   BytesPlan plan;
 
-  NIBBLE_HD void Store(int64_t token, int64_t row, float sum) const {
-    const float weight_scale = weights.Scale(weights.ScaleAt(row, 0));
+  NIBBLE_HD float ScaleOf(int64_t row) const { return weights.Scale(weights.ScaleAt(row, 0)); }
+  NIBBLE_HD void Store(int64_t token, int64_t row, float weight_scale, float sum) const {
     sum *= weight_scale * activation_scales[one_activation_scale ? 0 : token];
     if (bias != nullptr) sum += bias[row];
     float* to = out + token * out_stride + row;
@@ -103,11 +103,17 @@ class BytesBlock {
     MultiplyBytes<kType, kTokens>(warp, index, stage, stage + kBlockRows * kUnitBytes, sums);
   }
 
-  // The sum of a row and a token of the block, if they are some of the matrices'.
-  NIBBLE_HD void StoreOutput(int row, int token, Sum sum) const {
-    if (first_token_ + token < args_.tokens && first_row_ + row < args_.weights.rows) {
-      args_.Store(first_token_ + token, first_row_ + row, static_cast<float>(sum));
-    }
+  // What stores (token, sum) of a row of the block, if they are some of the matrices'.
+  NIBBLE_HD auto StoreOf(int block_row) const {
+    const int64_t row = first_row_ + block_row;
+    const bool is_there = row < args_.weights.rows;
+    const int64_t tokens = is_there ? args_.tokens - first_token_ : 0;
+    const float scale = is_there ? args_.ScaleOf(row) : 0.0f;
+    return [this, row, tokens, scale](int token, Sum sum) {
+      if (token < tokens) {
+        args_.Store(first_token_ + token, row, scale, static_cast<float>(sum));
+      }
+    };
   }
 
   // Where sums lie when no one needs the stages any more.

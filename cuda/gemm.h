@@ -151,11 +151,14 @@ class GemmBlock {
     WaitForProducts();
   }
 
-  // The sum of a row and a token of the block, if they are some of the matrices'.
-  NIBBLE_HD void StoreOutput(int row, int token, float sum) const {
-    if (first_token_ + token < member_.tokens && first_row_ + row < member_.weights.rows) {
-      member_.Store(first_token_ + token, first_row_ + row, sum * (1.0f / multiplier_));
-    }
+  // What stores (token, sum) of a row of the block, if they are some of the matrices'.
+  NIBBLE_HD auto StoreOf(int block_row) const {
+    const int64_t row = first_row_ + block_row;
+    const int64_t tokens = row < member_.weights.rows ? member_.tokens - first_token_ : 0;
+    const float inverse = 1.0f / multiplier_;
+    return [this, row, tokens, inverse](int token, float sum) {
+      if (token < tokens) member_.Store(first_token_ + token, row, sum * inverse);
+    };
   }
 
   // Where sums lie when no one needs the stages any more.

@@ -24,10 +24,6 @@ __device__ __forceinline__ void RunUnits(const Arguments& args) {
   using Sums = typename Block::Sums;
   typename Sums::template Registers<DeviceWarp> sums;
   Sums::Clear(warp, sums);
-  const auto store = [&](int row, int token, typename Block::Sum sum) {
-    block.StoreOutput(row, token, sum);
-  };
-
   const int ahead = args.plan.stages - Block::kStagesInUse;
   for (int unit = 0; unit < ahead; ++unit) block.StageUnit(thread, unit);
   for (int unit = 0; unit < block.units(); ++unit) {
@@ -39,23 +35,26 @@ __device__ __forceinline__ void RunUnits(const Arguments& args) {
   }
   WaitForProducts();
   KeepInRegisters<Sums::kTiles>(sums);
+  WaitForCopies<0>();
+  __syncthreads();  // no one needs the stages any more
+  Sums::Store(warp, index, sums, block.SharedSums());
+  const auto store_of = [&](int row) { return block.StoreOf(row); };
 #if __CUDA_ARCH__ >= 900
   if (args.plan.splits > 1) {
-    WaitForCopies<0>();
-    __syncthreads();
-    Sums::Store(warp, index, sums, block.SharedSums());
     const auto cluster = cooperative_groups::this_cluster();
     cluster.sync();
     const auto of_split = [&](int s) {
       return static_cast<const typename Block::Sum*>(
           cluster.map_shared_rank(block.SharedSums(), static_cast<unsigned>(s)));
     };
-    Sums::Combine(thread, split, args.plan.splits, of_split, store);
+    Sums::Combine(thread, split, args.plan.splits, of_split, store_of);
     cluster.sync();  // no block ends while others read its sums
     return;
   }
 #endif
-  Sums::ForEach(warp, index, sums, store);
+  __syncthreads();
+  const auto own = [&](int) { return static_cast<const typename Block::Sum*>(block.SharedSums()); };
+  Sums::Combine(thread, 0, 1, own, store_of);
 }
 
 }  // namespace nibble::cuda

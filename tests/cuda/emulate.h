@@ -204,7 +204,6 @@ void EmulateUnits(const Arguments& args, int fill, Late late) {
         }
       };
       const int behind = late == Late::kProducts ? Block::kStagesInUse - 1 : 0;
-      const auto store = [&](int row, int token, auto sum) { block.StoreOutput(row, token, sum); };
       for (int w = 0; w < kWarps; ++w) Sums::Clear(warp, sums(w));
       for (int unit = 0; unit < ahead; ++unit) stage(unit);
       for (int unit = 0; unit < block.units(); ++unit) {
@@ -218,20 +217,14 @@ void EmulateUnits(const Arguments& args, int fill, Late late) {
       for (int unit = std::max(0, block.units() - behind); unit < block.units(); ++unit) {
         multiply(unit);
       }
-      for (int w = 0; w < kWarps; ++w) {
-        if (args.plan.splits == 1) {
-          Sums::ForEach(warp, w, sums(w), store);
-        } else {
-          Sums::Store(warp, w, sums(w), block.SharedSums());
-        }
-      }
+      for (int w = 0; w < kWarps; ++w) Sums::Store(warp, w, sums(w), block.SharedSums());
     }
     const auto of_split = [&](int s) { return blocks[static_cast<size_t>(s)].SharedSums(); };
-    for (int split = 0; split < args.plan.splits && args.plan.splits > 1; ++split) {
+    for (int split = 0; split < args.plan.splits; ++split) {
       const Block& block = blocks[static_cast<size_t>(split)];
-      const auto store = [&](int row, int token, auto sum) { block.StoreOutput(row, token, sum); };
+      const auto store_of = [&](int row) { return block.StoreOf(row); };
       for (int t = 0; t < kThreads; ++t) {
-        Sums::Combine(t, split, args.plan.splits, of_split, store);
+        Sums::Combine(t, split, args.plan.splits, of_split, store_of);
       }
     }
   }
