@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda/half2.h"
 #include "nibble/dtype.h"
 
 #if !defined(__CUDACC__)
@@ -59,6 +60,8 @@ __device__ inline uint32_t SharedAddress(const void* pointer) {
 #endif
 
 // 16 bytes, of which the first `bytes` are copied and others zero; `from` is not read for none.
+// No policy of the second-level cache is given: of copies that have one, ptxas before 13.4 makes
+// some read it from a register that nothing writes, and they trap.
 NIBBLE_HD inline void CopyAsync(uint8_t* to, const void* from, int bytes = 16) {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
@@ -68,23 +71,19 @@ NIBBLE_HD inline void CopyAsync(uint8_t* to, const void* from, int bytes = 16) {
   host_copies != nullptr ? host_copies->Add(to, from, bytes) : HostCopies::Make(to, from, bytes);
 #endif
 }
-// 16 bytes that are read once: the second-level cache gives them up first.
-NIBBLE_HD inline void CopyStreamAsync(uint8_t* to, const uint8_t* from, uint64_t policy) {
-#if defined(__CUDA_ARCH__)
-  asm volatile(
-      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)),
-      "l"(from), "l"(policy)
-      : "memory");
-#else
-  CopyAsync(to, from);
-#endif
-}
-NIBBLE_HD inline uint64_t EvictFirst() {
-  uint64_t policy = 0;
-#if defined(__CUDA_ARCH__)
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-#endif
-  return policy;
+
+// A lane's part of what a warp copies: `bytes`, a multiple of 16 that is at least kLeast.
+template <int kLeast>
+NIBBLE_HD inline void CopyByLane(int lane, const uint8_t* from, int bytes, uint8_t* to) {
+  constexpr int kWarpBytes = 32 * 16;
+  NIBBLE_UNROLL
+  for (int at = 0; at + kWarpBytes <= kLeast; at += kWarpBytes) {
+    CopyAsync(to + at + 16 * lane, from + at + 16 * lane);
+  }
+  NIBBLE_NO_UNROLL
+  for (int at = kLeast / kWarpBytes * kWarpBytes + 16 * lane; at < bytes; at += kWarpBytes) {
+    CopyAsync(to + at, from + at);
+  }
 }
 // Ends a group of copies of the thread.
 NIBBLE_HD inline void CommitCopies() {

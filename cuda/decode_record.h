@@ -49,14 +49,15 @@ struct LaneCodes {
   }
 };
 
-// The two codes of a pair, each in a half, moved left.
+// The two codes of a pair, each in a half, moved left, and other bits beside them.
 template <int kBits>
-NIBBLE_HD inline uint32_t PairBits(const uint32_t* words, int step, int pair, int shift_left) {
+NIBBLE_HD inline uint32_t PairBits(const uint32_t* words, int step, int pair, int shift_left,
+                                   uint32_t others) {
   const BitPlace at = BitsOf<kBits, false>(step, 2 * pair);
   const int right = at.shift - shift_left;
   const uint32_t word = words[at.word];
-  return (right >= 0 ? word >> right : word << -right) &
-         ((0x00010001u * ((1u << kBits) - 1)) << shift_left);
+  return MaskAndSet(right >= 0 ? word >> right : word << -right,
+                    (0x00010001u * ((1u << kBits) - 1)) << shift_left, others);
 }
 
 // Integer codes become 16-bit floats by an exponent put before them: 1024 + code in f16, 128 + code
@@ -73,12 +74,13 @@ NIBBLE_HD inline uint32_t IntegerPair(const LaneCodes<Format>& codes, int step, 
     } else {
       // 128 and the low seven bits; the top one says whether 128 or 256 is taken away.
       const uint32_t bytes = Permute(word, 0u, selector);
-      return Subtract2<kType>((bytes & 0x007F007Fu) | kMagic, 0x43804380u ^ (bytes & 0x00800080u));
+      return Subtract2<kType>(MaskAndSet(bytes, 0x007F007Fu, kMagic),
+                              0x43804380u ^ (bytes & 0x00800080u));
     }
   } else {
-    uint32_t bits = PairBits<Format::kLow>(codes.low, step, pair, 0) | kMagic;
+    uint32_t bits = PairBits<Format::kLow>(codes.low, step, pair, 0, kMagic);
     if constexpr (Format::kHigh > 0) {
-      bits |= PairBits<Format::kHigh>(codes.high, step, pair, Format::kLow);
+      bits = PairBits<Format::kHigh>(codes.high, step, pair, Format::kLow, bits);
     }
     // One unit of the last place is 1 in either type, so that the offset adds to the bits.
     return Subtract2<kType>(bits, kMagic + Format::kOffset * 0x00010001u);

@@ -82,8 +82,7 @@ class GemmBlock {
         records_(member_.weights.template records_per_tile<Format>()),
         first_record_(int64_t{split} * plan_.split_records),
         stage_bytes_(GemmStageBytes(kTokens, Format::kCols, plan_.record_bytes)),
-        multiplier_(kType == DType::kF16 ? *member_.weights.multiplier : 1.0f),
-        policy_(EvictFirst()) {
+        multiplier_(kType == DType::kF16 ? *member_.weights.multiplier : 1.0f) {
     const int64_t row_blocks = RowBlocksOf(member_.weights.row_tiles());
     first_row_ = (block - member_.first_block) % row_blocks * kBlockRows;
     first_token_ = (block - member_.first_block) / row_blocks * kTokens;
@@ -104,10 +103,8 @@ class GemmBlock {
       const int64_t tile = Least(first_row_ / kTileRows + warp, member_.weights.row_tiles() - 1);
       const uint8_t* from =
           member_.weights.records + (tile * records_ + first_record_ + unit) * plan_.record_bytes;
-      uint8_t* to = RecordOf(stage, warp);
-      for (int at = 16 * (thread % kLanes); at < plan_.record_bytes; at += 16 * kLanes) {
-        CopyStreamAsync(to + at, from + at, policy_);
-      }
+      CopyByLane<Format::kCodeBytes>(thread % kLanes, from, plan_.record_bytes,
+                                     RecordOf(stage, warp));
     }
     CommitCopies();
   }
@@ -202,7 +199,6 @@ class GemmBlock {
   int64_t records_, first_record_;
   int stage_bytes_, units_;
   float multiplier_;
-  uint64_t policy_;
 };
 
 }  // namespace nibble::cuda

@@ -46,6 +46,17 @@ NIBBLE_HD inline uint32_t Permute(uint32_t x, uint32_t y, uint32_t selector) {
 #endif
 }
 
+// x & mask | bits: one instruction, where the compiler makes two of two constants.
+NIBBLE_HD inline uint32_t MaskAndSet(uint32_t x, uint32_t mask, uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(x), "r"(mask), "r"(bits));
+  return result;
+#else
+  return (x & mask) | bits;
+#endif
+}
+
 // Bits of a 16-bit float of kType, f16 or bf16.
 template <DType kType>
 NIBBLE_HD inline uint16_t FromFloat(float x) {

@@ -104,7 +104,6 @@ class SmallMBlock {
     int units;         // records that the warp takes
     int unit;          // the next
     int group, phase;  // of its row group, its turn
-    uint64_t policy;
   };
 
   NIBBLE_HD SmallMBlock(const SmallMArguments& args, int64_t block, int split, uint8_t* shared)
@@ -164,7 +163,6 @@ class SmallMBlock {
     const bool has_rows = state.row_tile < member_.weights.row_tiles();
     state.units = has_rows && left > 0 ? static_cast<int>((left + phases - 1) / phases) : 0;
     state.unit = 0;
-    state.policy = EvictFirst();
     warp.Each([&](int lane) { state.totals[lane] = Totals{}; });
     for (int unit = 0; unit < kStages - 1; ++unit) CopyUnit(warp, index, state, unit);
   }
@@ -275,10 +273,8 @@ class SmallMBlock {
           const int64_t row_tile = Least(state.row_tile + tile, member_.weights.row_tiles() - 1);
           const uint8_t* from =
               member_.weights.records + (row_tile * records_ + record) * plan_.record_bytes;
-          uint8_t* to = stage + tile * plan_.record_bytes;
-          for (int at = 16 * lane; at < plan_.record_bytes; at += 16 * kLanes) {
-            CopyStreamAsync(to + at, from + at, state.policy);
-          }
+          CopyByLane<Format::kCodeBytes>(lane, from, plan_.record_bytes,
+                                         stage + tile * plan_.record_bytes);
         }
       });
     }
