@@ -24,8 +24,11 @@ Status LaunchKernel(dim3 grid, int threads, int64_t shared_bytes, int cluster, c
     int most = 0;
     NIBBLE_CUDA_RETURN_IF_ERROR(
         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    cudaFuncAttributes attributes;  // what is not dynamic counts too
+    NIBBLE_CUDA_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kKernel));
     NIBBLE_CUDA_RETURN_IF_ERROR(
-        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - static_cast<int>(attributes.sharedSizeBytes)));
     prepared.fetch_or(bit);
   }
   cudaLaunchAttribute attribute = {};
