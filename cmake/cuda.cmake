@@ -24,10 +24,11 @@ add_library(nibble::cuda ALIAS nibble_cuda)
 target_include_directories(nibble_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(nibble_cuda PUBLIC nibble
                       PRIVATE $<BUILD_INTERFACE:nibble_flags> CUDA::cudart_static ${CMAKE_DL_LIBS})
-# (-std: CMake 3.25 does not know that newer nvcc have C++20.) As on the CPU, no multiply and add contracts by itself: where one rounding is wanted, the source
-# says fmaf. 20208: double precision in code that both sides share.
+# (-std: CMake 3.25 does not know that newer nvcc have C++20.) As on the CPU, no multiply and add
+# contracts by itself, in neither side's code: where one rounding is wanted, the source says fmaf.
+# 20208: double precision in code that both sides share.
 target_compile_options(nibble_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --expt-relaxed-constexpr --fmad=false -Xcudafe --diag_suppress=20208
-    -Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unused-parameter>)
+    -Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unused-parameter,-ffp-contract=off>)
 set_target_properties(nibble_cuda PROPERTIES VERSION ${PROJECT_VERSION} POSITION_INDEPENDENT_CODE ON
                       SOVERSION ${PROJECT_VERSION_MAJOR} EXPORT_NAME cuda)
