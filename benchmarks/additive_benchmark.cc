@@ -2,9 +2,10 @@
 // with codebooks that are decoded for an f32 product, and with reading the codebooks' bytes from
 // memory.
 //
-//   GB/s           bytes of all planes a second
+//   GB/s           bytes of all planes a second, packed
 //   of_read        the time of reading them over the product's
-//   q2_K           the time of q2_K's product over this one's: above 1, this one is faster
+//   planes         the time of the product with planes that are not packed over this one's
+//   q2_K           the time of q2_K's packed product over this one's: above 1, this one is faster
 //   decoded        the time of the decoded f32 product over this one's
 //
 // Weights cycle through 256 MiB, so that they come from memory as they do in a model.
@@ -79,6 +80,16 @@ std::vector<QuantizedTensor> Cycle(const QuantizedTensor& first) {
   return cycle;
 }
 
+std::vector<PackedWeights> Packed(const std::vector<QuantizedTensor>& cycle) {
+  std::vector<PackedWeights> packed;
+  for (const QuantizedTensor& w : cycle) {
+    auto each = Pack(w);
+    if (!each.ok()) std::abort();
+    packed.push_back(*std::move(each));
+  }
+  return packed;
+}
+
 void Measure(benchmark::State& state, const std::string& name) {
   const int64_t m_rows = state.range(0);
   const int threads = static_cast<int>(state.range(1));
@@ -90,13 +101,13 @@ void Measure(benchmark::State& state, const std::string& name) {
 
   const std::vector<QuantizedTensor> weights = Cycle(Codebooks(*ParseScheme(name)));
   static const QuantizedTensor q2 = Blocks(Format::kQ2_K);
-  const std::vector<QuantizedTensor> blocks = Cycle(q2);
+  const std::vector<PackedWeights> packed = Packed(weights), blocks = Packed(Cycle(q2));
   Numbers numbers;
   std::vector<float> activations(static_cast<size_t>(m_rows * kCols)),
       out(static_cast<size_t>(m_rows * kRows));
   for (float& a : activations) a = numbers.Value();
-  const auto multiply = [&](std::span<const QuantizedTensor> cycle, const MatmulOptions& o) {
-    for (const QuantizedTensor& w : cycle) {
+  const auto multiply = [&](const auto& cycle, const MatmulOptions& o) {
+    for (const auto& w : cycle) {
       if (!Matmul(ViewOf(std::as_const(activations).data(), m_rows, kCols), w,
                   ViewOf(out.data(), m_rows, kRows), o)
                .ok()) {
@@ -105,23 +116,21 @@ void Measure(benchmark::State& state, const std::string& name) {
     }
   };
   std::vector<std::span<const std::byte>> pieces;
-  for (const QuantizedTensor& w : weights) {
-    for (int p = 0; p < kPlaneCount; ++p) {
-      pieces.push_back(w.plane(static_cast<Plane>(p)).bytes());
-    }
-  }
+  for (const PackedWeights& w : packed) pieces.push_back(w.serialized());
   constexpr size_t kDecoded = 4;  // matrices that take long
-  Turns product(threads), other(threads), decoded(threads), read(threads);
+  Turns product(threads), planes(threads), other(threads), decoded(threads), read(threads);
   for (auto _ : state) {
     read.Run([&] { ReadBytes(pieces, options.parallel); });
     other.Run([&] { multiply(blocks, options); });
     decoded.Run([&] { multiply(std::span(weights).first(kDecoded), exact); });
-    state.SetIterationTime(product.Run([&] { multiply(weights, options); }));
+    planes.Run([&] { multiply(weights, options); });
+    state.SetIterationTime(product.Run([&] { multiply(packed, options); }));
   }
   const double count = static_cast<double>(weights.size()), each = product.Median() / count;
-  state.counters["GB/s"] = static_cast<double>(weights[0].bytes()) / each / 1e9;
+  state.counters["GB/s"] = static_cast<double>(packed[0].bytes()) / each / 1e9;
   state.counters["of_read"] = read.Median() / product.Median();
   state.counters["ms"] = each * 1e3;
+  state.counters["planes"] = planes.Median() / product.Median();
   state.counters["q2_K"] = other.Median() / static_cast<double>(blocks.size()) / each;
   state.counters["decoded"] = decoded.Median() / kDecoded / each;
 }

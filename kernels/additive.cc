@@ -1,5 +1,7 @@
 #include "kernels/additive.h"
 
+#include <algorithm>
+
 #include "kernels/convert.h"
 #include "kernels/float_targets.h"
 #include "kernels/pack_bf16.h"
@@ -78,11 +80,25 @@ void DecodeAdditive(const AdditiveBooks& books, const uint8_t* codes, float scal
   NIBBLE_DISPATCH(DecodeCodes)(books, codes, scale, count, out);
 }
 
-Result<AdditiveRows> AdditiveRows::Make(const PlanarPlanes& planes) {
+void PackCodeTile(const PlanarPlanes& planes, int64_t tile, uint8_t* out) {
+  const int64_t codes = planes.row_bytes(), first = tile * kCodeTileRows;
+  const int64_t rows = std::min(kCodeTileRows, planes.rows - first);
+  // A line of each row at a time.
+  for (int64_t begin = 0; begin < codes; begin += 64) {
+    const int64_t end = std::min(codes, begin + 64);
+    for (int64_t r = 0; r < kCodeTileRows; ++r) {
+      const uint8_t* row = planes.codes + (first + r) * codes;
+      for (int64_t i = begin; i < end; ++i) out[i * kCodeTileRows + r] = r < rows ? row[i] : 0;
+    }
+  }
+}
+
+Result<AdditiveRows> AdditiveRows::Make(const PlanarPlanes& planes, const uint8_t* tiles) {
   const Scheme& s = planes.scheme;
   const int64_t count = int64_t{s.codebooks} * s.vector << s.bits;
   AdditiveRows rows;
   rows.planes_ = planes;
+  rows.tiles_ = tiles;
   rows.entries_ = hwy::AllocateAligned<float>(static_cast<size_t>(count));
   if (!rows.entries_) return OutOfMemory("no memory for " + std::to_string(count) + " weights");
   ConvertToFloat(s.scale_dtype, planes.table, count, rows.entries_.get());
@@ -100,9 +116,9 @@ WeightRows AdditiveRows::rows() const {
   weights.cols = planes_.cols;
   weights.unit = planes_.scheme.vector;
   weights.source = this;
-  weights.decode = Decode;
+  weights.decode = tiles_ == nullptr ? Decode : DecodeTiles;
   weights.decode_bf16 = DecodeBf16ByFloat;
-  weights.codes = reinterpret_cast<const std::byte*>(planes_.codes);
+  weights.codes = reinterpret_cast<const std::byte*>(tiles_ == nullptr ? planes_.codes : tiles_);
   weights.row_bytes = planes_.row_bytes();
   return weights;
 }
@@ -114,6 +130,24 @@ void AdditiveRows::Decode(const WeightRows& weights, int64_t row, int64_t col, i
   const uint8_t* codes = p.codes + row * weights.row_bytes +
                          col / p.scheme.vector * p.scheme.codebooks * (p.scheme.bits / 8);
   DecodeAdditive(self.books(), codes, p.Scale(row), count, out);
+}
+
+void AdditiveRows::DecodeTiles(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                               float* out) {
+  const AdditiveRows& self = *static_cast<const AdditiveRows*>(weights.source);
+  const Scheme& s = self.planes_.scheme;
+  const float scale = self.planes_.Scale(row);
+  const uint8_t* tile =
+      self.tiles_ + row / kCodeTileRows * CodeTileBytes(self.planes_) + row % kCodeTileRows;
+  uint8_t codes[64];
+  const int64_t vectors = static_cast<int64_t>(sizeof(codes)) / s.codebooks;
+  for (int64_t i = 0; i < count; i += vectors * s.vector) {
+    const int64_t some = std::min(count - i, vectors * s.vector);
+    const int64_t code_count = DivideUp(some, s.vector) * s.codebooks;
+    const uint8_t* from = tile + (col + i) / s.vector * s.codebooks * kCodeTileRows;
+    for (int64_t c = 0; c < code_count; ++c) codes[c] = from[c * kCodeTileRows];
+    DecodeAdditive(self.books(), codes, scale, some, out + i);
+  }
 }
 
 }  // namespace nibble

@@ -20,12 +20,26 @@ struct AdditiveBooks {
   int vector;
 };
 
+// Codes of 8 bits, rearranged for products with few activation rows: tiles of 64 weight rows, each
+// [codes of a row, 64], so that code i of the rows of a tile lies side by side. Rows that the last
+// tile lacks are zeros.
+inline constexpr int64_t kCodeTileRows = 64;
+inline bool HasCodeTiles(const Scheme& scheme) {
+  return scheme.code == Code::kAdditive && scheme.bits == 8;
+}
+inline int64_t CodeTileBytes(const PlanarPlanes& planes) {
+  return planes.row_bytes() * kCodeTileRows;
+}
+void PackCodeTile(const PlanarPlanes& planes, int64_t tile, uint8_t* out);
+
 class AdditiveRows {
  public:
-  // Decodes the codebooks. Fails where there is no memory for them.
-  static Result<AdditiveRows> Make(const PlanarPlanes& planes);
+  // Decodes the codebooks. Codes lie in `tiles`, or, where it is null, in their plane. Fails where
+  // there is no memory for the codebooks.
+  static Result<AdditiveRows> Make(const PlanarPlanes& planes, const uint8_t* tiles = nullptr);
 
   const PlanarPlanes& planes() const { return planes_; }
+  const uint8_t* tiles() const { return tiles_; }
   AdditiveBooks books() const {
     const Scheme& s = planes_.scheme;
     return {entries_.get(), s.codebooks, s.bits, s.vector};
@@ -40,8 +54,11 @@ class AdditiveRows {
  private:
   static void Decode(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                      float* out);
+  static void DecodeTiles(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                          float* out);
 
   PlanarPlanes planes_;
+  const uint8_t* tiles_ = nullptr;
   hwy::AlignedFreeUniquePtr<float[]> entries_;
 };
 

@@ -1,11 +1,13 @@
 #include "kernels/gemv_additive.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "hwy/cache_control.h"
 #include "kernels/convert.h"
 #include "kernels/int8_targets.h"
+#include "kernels/work_memory.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemv_additive.cc"
@@ -21,8 +23,11 @@ namespace {
 
 // Entries of a codebook, and of a table.
 constexpr int64_t kTable = 256;
-// Weight rows whose codes go through a table together.
-constexpr int64_t kTileRows = 64;
+// Weight rows whose codes go through a table together, and such tiles that one call multiplies:
+// packed, all of them take a table from the second cache at once.
+constexpr int64_t kTileRows = kCodeTileRows;
+constexpr int64_t kTiles = 4;
+constexpr int64_t kTaskRows = kTiles * kTileRows;
 // Activation rows that share the rearranging of codes.
 constexpr int64_t kMostShared = 4;
 
@@ -59,19 +64,32 @@ void MakeTables(const AdditiveTables& weights, const float* HWY_RESTRICT a, int6
   const int64_t codebooks = weights.planes().scheme.codebooks;
   VF most = hn::Zero(df), poison = hn::Zero(df);
   for (int64_t i = 0; i < count; ++i) {
-    const float* columns = weights.columns() + i % codebooks * vector * kTable;
-    const float* x = a + i / codebooks * vector;
-    for (int64_t e = 0; e < kTable; e += 2 * lanes) {
-      VF dot0 = hn::Zero(df), dot1 = dot0;
-      for (int64_t k = 0; k < vector; ++k) {
-        const VF xk = hn::Set(df, x[k]);
-        dot0 = hn::MulAdd(xk, hn::Load(df, columns + k * kTable + e), dot0);
-        dot1 = hn::MulAdd(xk, hn::Load(df, columns + k * kTable + e + lanes), dot1);
+    float* dot = dots + i * kTable;
+    // Vectors are of 8 weights or a multiple.
+    for (int64_t k = 0; k < vector; k += 8) {
+      const float* x = a + i / codebooks * vector + k;
+      const float* columns = weights.columns() + (i % codebooks * vector + k) * kTable;
+      const VF x0 = hn::Set(df, x[0]), x1 = hn::Set(df, x[1]), x2 = hn::Set(df, x[2]),
+               x3 = hn::Set(df, x[3]), x4 = hn::Set(df, x[4]), x5 = hn::Set(df, x[5]),
+               x6 = hn::Set(df, x[6]), x7 = hn::Set(df, x[7]);
+      const bool last = k + 8 == vector;
+      for (int64_t e = 0; e < kTable; e += lanes) {
+        const auto column = [&](int64_t j) NIBBLE_INLINE_LAMBDA {
+          return hn::Load(df, columns + j * kTable + e);
+        };
+        VF sum = k == 0 ? hn::Mul(x0, column(0)) : hn::MulAdd(x0, column(0), hn::Load(df, dot + e));
+        sum = hn::MulAdd(x1, column(1), sum);
+        sum = hn::MulAdd(x2, column(2), sum);
+        sum = hn::MulAdd(x3, column(3), sum);
+        sum = hn::MulAdd(x4, column(4), sum);
+        sum = hn::MulAdd(x5, column(5), sum);
+        sum = hn::MulAdd(x6, column(6), sum);
+        sum = hn::MulAdd(x7, column(7), sum);
+        hn::Store(sum, df, dot + e);
+        if (!last) continue;
+        most = hn::Max(most, hn::Abs(sum));
+        poison = hn::MulAdd(sum, hn::Zero(df), poison);
       }
-      hn::Store(dot0, df, dots + i * kTable + e);
-      hn::Store(dot1, df, dots + i * kTable + e + lanes);
-      most = hn::Max(most, hn::Max(hn::Abs(dot0), hn::Abs(dot1)));
-      poison = hn::MulAdd(hn::Add(dot0, dot1), hn::Zero(df), poison);
     }
   }
   const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
@@ -84,11 +102,12 @@ void MakeTables(const AdditiveTables& weights, const float* HWY_RESTRICT a, int6
   }
 }
 
-// sums[m * kTileRows + r] = activation row m times weight row `first` + r, without its scale.
+// sums[m * kTaskRows + r] = activation row m times weight row `first` + r, without its scale, of
+// `rows` <= kTaskRows.
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL && HWY_MAX_BYTES == 64
 
 // A table of 256 bytes is looked up for 64 weight rows at once, which wants code i of 64 rows in a
-// vector: 16 bytes of 64 rows are transposed in registers.
+// vector: of codes that are not packed so, 16 bytes of 64 rows are transposed in registers.
 
 using D8 = hn::FixedTag<uint8_t, 64>;
 using DS8 = hn::RebindToSigned<D8>;
@@ -135,69 +154,89 @@ HWY_INLINE void LoadRows(const uint8_t* HWY_RESTRICT codes, int64_t stride, V8* 
   }
 }
 
-// Sums of 64 rows on their way: those of the even rows and those of the odd ones; of the block at
-// hand with 256 times the odd rows' beside the even ones'.
-struct TileSums {
-  alignas(64) uint16_t both[32], odd[32];
-  alignas(64) float sums[kTileRows];  // even rows 0 .. 30, 32 .. 62, odd rows likewise
+// A table: 256 bytes.
+struct Table {
+  V8 v0, v1, v2, v3;
+};
+HWY_INLINE Table LoadTable(const uint8_t* HWY_RESTRICT bytes) {
+  const D8 d;
+  return {hn::Load(d, bytes), hn::Load(d, bytes + 64), hn::Load(d, bytes + 128),
+          hn::Load(d, bytes + 192)};
+}
+
+// Sums of a block for 64 rows on their way: those of the odd rows, and 256 times these beside the
+// even ones'.
+struct BlockSums {
+  V16 both, odd;
 };
 
-HWY_INLINE void EndBlock(float scale, int64_t count, V16 both, V16 odd, TileSums& tile) {
+HWY_INLINE void LookUp(const Table& table, V8 codes, BlockSums& sums) {
+  const D8 d;
+  const DS8 ds;
+  const D16 d16;
+  const auto index = hn::IndicesFromVec(d, hn::And(codes, hn::Set(d, 127)));
+  const auto low = hn::BitCast(ds, hn::TwoTablesLookupLanes(d, table.v0, table.v1, index));
+  const auto high = hn::BitCast(ds, hn::TwoTablesLookupLanes(d, table.v2, table.v3, index));
+  const V16 x = hn::BitCast(d16, hn::IfNegativeThenElse(hn::BitCast(ds, codes), high, low));
+  sums.both = hn::Add(sums.both, x);
+  sums.odd = hn::Add(sums.odd, hn::ShiftRight<8>(x));
+}
+
+// Adds those of `count` codes to the sums of a tile: even rows 0 .. 30, 32 .. 62, odd rows
+// likewise.
+HWY_INLINE void EndBlock(float scale, int64_t count, BlockSums& block, float* HWY_RESTRICT sums) {
   const DF df;
   const DI di;
   const DS16 ds;
+  const D16 d16;
   const auto by = hn::Set(df, scale);
   const auto offset = hn::Set(ds, static_cast<int16_t>(128 * count));
-  const auto even = hn::Sub(both, hn::ShiftLeft<8>(odd));
+  const auto even = hn::Sub(block.both, hn::ShiftLeft<8>(block.odd));
   const auto add = [&](auto x, int64_t at) NIBBLE_INLINE_LAMBDA {
-    hn::Store(hn::MulAdd(by, hn::ConvertTo(df, x), hn::Load(df, tile.sums + at)), df,
-              tile.sums + at);
+    hn::Store(hn::MulAdd(by, hn::ConvertTo(df, x), hn::Load(df, sums + at)), df, sums + at);
   };
   const auto e = hn::Sub(hn::BitCast(ds, even), offset);
-  const auto o = hn::Sub(hn::BitCast(ds, odd), offset);
+  const auto o = hn::Sub(hn::BitCast(ds, block.odd), offset);
   add(hn::PromoteLowerTo(di, e), 0);
   add(hn::PromoteUpperTo(di, e), 16);
   add(hn::PromoteLowerTo(di, o), 32);
   add(hn::PromoteUpperTo(di, o), 48);
+  block = {hn::Zero(d16), hn::Zero(d16)};
 }
 
-// Codes [at, at + count) of the rows, count <= 16, through the tables of one activation row.
-HWY_INLINE void LookUp(const AdditiveTables& weights, const ActivationTables& a, const V8* codes,
-                       int64_t at, int64_t count, TileSums& tile) {
+// Packed tiles, from the first one's codes on. A block's codes stay in the first cache for all
+// activation rows.
+template <int kCount>
+HWY_INLINE void MultiplyPacked(const AdditiveTables& weights, const uint8_t* HWY_RESTRICT codes,
+                               const ActivationTables* a, int64_t m_count, float* sums) {
   const D8 d;
-  const DS8 ds;
   const D16 d16;
-  const V8 low_bits = hn::Set(d, 127);
   const int64_t block_codes = weights.block_codes(), all = weights.codes();
-  V16 both = hn::Load(d16, tile.both), odd = hn::Load(d16, tile.odd);
-  int64_t block = at / block_codes, in_block = at - block * block_codes;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint8_t* table = a.bytes + (at + i) * kTable;
-    const auto index = hn::IndicesFromVec(d, hn::And(codes[i], low_bits));
-    const V8 low = hn::TwoTablesLookupLanes(d, hn::Load(d, table), hn::Load(d, table + 64), index);
-    const V8 high =
-        hn::TwoTablesLookupLanes(d, hn::Load(d, table + 128), hn::Load(d, table + 192), index);
-    const V16 x =
-        hn::BitCast(d16, hn::IfNegativeThenElse(hn::BitCast(ds, codes[i]), hn::BitCast(ds, high),
-                                                hn::BitCast(ds, low)));
-    both = hn::Add(both, x);
-    odd = hn::Add(odd, hn::ShiftRight<8>(x));
-    if (++in_block == block_codes || at + i + 1 == all) {
-      EndBlock(a.scales[block++], in_block, both, odd, tile);
-      both = odd = hn::Zero(d16);
-      in_block = 0;
+  for (int64_t at = 0, b = 0; at < all; at += block_codes, ++b) {
+    const int64_t end = HWY_MIN(all, at + block_codes);
+    for (int64_t m = 0; m < m_count; ++m) {
+      BlockSums block[kCount];
+      for (BlockSums& each : block) each = {hn::Zero(d16), hn::Zero(d16)};
+      for (int64_t i = at; i < end; ++i) {
+        const Table table = LoadTable(a[m].bytes + i * kTable);
+        for (int n = 0; n < kCount; ++n) {
+          LookUp(table, hn::LoadU(d, codes + (n * all + i) * kTileRows), block[n]);
+        }
+      }
+      for (int n = 0; n < kCount; ++n) {
+        EndBlock(a[m].scales[b], end - at, block[n], sums + m * kTaskRows + n * kTileRows);
+      }
     }
   }
-  hn::Store(both, d16, tile.both);
-  hn::Store(odd, d16, tile.odd);
 }
 
-void MultiplyTile(const AdditiveTables& weights, int64_t first, const ActivationTables* a,
-                  int64_t m_count, float* HWY_RESTRICT sums) {
-  const int64_t all = weights.codes(), rows = HWY_MIN(kTileRows, weights.rows() - first);
-  const uint8_t* codes = weights.planes().codes + first * all;
-  TileSums tiles[kMostShared];
-  std::memset(tiles, 0, sizeof(TileSums) * static_cast<size_t>(m_count));
+// Rows of codes, at most a tile of them.
+void MultiplyRows(const AdditiveTables& weights, const uint8_t* HWY_RESTRICT codes, int64_t rows,
+                  const ActivationTables* a, int64_t m_count, float* sums) {
+  const D16 d16;
+  const int64_t block_codes = weights.block_codes(), all = weights.codes();
+  BlockSums blocks[kMostShared];
+  for (BlockSums& each : blocks) each = {hn::Zero(d16), hn::Zero(d16)};
   for (int64_t at = 0; at < all; at += 16) {
     const int64_t count = HWY_MIN(int64_t{16}, all - at);
     V8 v[16];
@@ -215,39 +254,79 @@ void MultiplyTile(const AdditiveTables& weights, int64_t first, const Activation
       hwy::Prefetch(codes + (all + at) * kTileRows + i);
     }
     Transpose(v);
-    for (int64_t m = 0; m < m_count; ++m) LookUp(weights, a[m], v, at, count, tiles[m]);
-  }
-  for (int64_t m = 0; m < m_count; ++m) {
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      sums[m * kTileRows + r] = tiles[m].sums[r % 2 * 32 + r / 2];
+    for (int64_t m = 0; m < m_count; ++m) {
+      BlockSums block = blocks[m];
+      int64_t b = at / block_codes, in_block = at - b * block_codes;
+      for (int64_t i = 0; i < count; ++i) {
+        LookUp(LoadTable(a[m].bytes + (at + i) * kTable), v[i], block);
+        if (++in_block == block_codes || at + i + 1 == all) {
+          EndBlock(a[m].scales[b++], in_block, block, sums + m * kTaskRows);
+          in_block = 0;
+        }
+      }
+      blocks[m] = block;
     }
+  }
+}
+
+void MultiplyTiles(const AdditiveTables& weights, int64_t first, int64_t rows,
+                   const ActivationTables* a, int64_t m_count, float* HWY_RESTRICT sums) {
+  const int64_t all = weights.codes();
+  const bool packed = weights.tiles() != nullptr;
+  const uint8_t* codes = (packed ? weights.tiles() : weights.planes().codes) + first * all;
+  alignas(64) float ordered[kMostShared * kTaskRows] = {};
+  if (packed && rows > kTaskRows - kTileRows) {
+    MultiplyPacked<kTiles>(weights, codes, a, m_count, ordered);
+  } else {
+    for (int64_t r = 0; r < rows; r += kTileRows, codes += all * kTileRows) {
+      if (packed) {
+        MultiplyPacked<1>(weights, codes, a, m_count, ordered + r);
+      } else {
+        MultiplyRows(weights, codes, HWY_MIN(kTileRows, rows - r), a, m_count, ordered + r);
+      }
+    }
+  }
+  for (int64_t i = 0; i < m_count * kTaskRows; ++i) {
+    const int64_t r = i % kTileRows;
+    sums[i] = ordered[i - r + r % 2 * 32 + r / 2];
   }
 }
 
 #else
 
-void MultiplyTile(const AdditiveTables& weights, int64_t first, const ActivationTables* a,
-                  int64_t m_count, float* HWY_RESTRICT sums) {
-  const int64_t all = weights.codes(), rows = HWY_MIN(kTileRows, weights.rows() - first);
+// The sum of `count` codes of a weight row, `stride` bytes apart, through the tables from `table`
+// on.
+HWY_INLINE int64_t Dot(const uint8_t* HWY_RESTRICT codes, int64_t stride,
+                       const uint8_t* HWY_RESTRICT table, int64_t count) {
+  int32_t dots[2] = {};
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2, table += 2 * kTable) {
+    dots[0] += table[codes[i * stride]];
+    dots[1] += table[kTable + codes[(i + 1) * stride]];
+  }
+  if (i < count) dots[0] += table[codes[i * stride]];
+  return dots[0] + dots[1] - 128 * count;
+}
+
+void MultiplyTiles(const AdditiveTables& weights, int64_t first, int64_t rows,
+                   const ActivationTables* a, int64_t m_count, float* HWY_RESTRICT sums) {
+  const int64_t all = weights.codes();
   const int64_t block_codes = weights.block_codes();
-  for (int64_t r = 0; r < rows; ++r) {
-    const uint8_t* codes = weights.planes().codes + (first + r) * all;
+  const bool packed = weights.tiles() != nullptr;
+  const uint8_t* codes = (packed ? weights.tiles() : weights.planes().codes) + first * all;
+  const int64_t stride = packed ? kTileRows : 1;
+  std::fill_n(sums, m_count * kTaskRows, 0.0f);
+  // The tables of a block stay in the first cache while all rows go through them.
+  for (int64_t at = 0, block = 0; at < all; at += block_codes, ++block) {
+    const int64_t count = HWY_MIN(block_codes, all - at);
     for (int64_t m = 0; m < m_count; ++m) {
-      const uint8_t* table = a[m].bytes;
-      float sum = 0;
-      for (int64_t at = 0, block = 0; at < all; at += block_codes, ++block) {
-        const int64_t count = HWY_MIN(block_codes, all - at);
-        int32_t dots[2] = {};
-        int64_t i = 0;
-        for (; i + 2 <= count; i += 2, table += 2 * kTable) {
-          dots[0] += table[codes[at + i]];
-          dots[1] += table[kTable + codes[at + i + 1]];
-        }
-        for (; i < count; ++i, table += kTable) dots[0] += table[codes[at + i]];
-        const int64_t dot = dots[0] + dots[1] - 128 * count;
-        sum += a[m].scales[block] * static_cast<float>(dot);
+      const float scale = a[m].scales[block];
+      const uint8_t* table = a[m].bytes + at * kTable;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = packed ? r / kTileRows * kTileRows * all + r % kTileRows : r * all;
+        const uint8_t* from = codes + row + at * stride;
+        sums[m * kTaskRows + r] += scale * static_cast<float>(Dot(from, stride, table, count));
       }
-      sums[m * kTileRows + r] = sum;
     }
   }
 }
@@ -263,7 +342,7 @@ HWY_AFTER_NAMESPACE();
 namespace nibble {
 
 HWY_EXPORT(MakeTables);
-HWY_EXPORT(MultiplyTile);
+HWY_EXPORT(MultiplyTiles);
 
 namespace {
 
@@ -308,10 +387,13 @@ Status MatmulAdditive(std::span<const Product<const AdditiveTables*>> products,
     weight_rows += weights.rows();
     table_tasks.Add(product.activations.rows * DivideUp(weights.blocks(), kTableBlocks));
   }
-  auto bytes = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(tables * kTable));
-  auto scales = hwy::AllocateAligned<float>(static_cast<size_t>(blocks));
-  auto dots = hwy::AllocateAligned<float>(static_cast<size_t>(workers * most_codes * kTable));
-  if (!bytes || !scales || !dots) return OutOfMemory("matmul: no memory for tables");
+  WorkMemory memory;
+  const auto bytes_part = memory.Add<uint8_t>(tables * kTable);
+  const auto scales_part = memory.Add<float>(blocks);
+  const auto dots_part = memory.Add<float>(workers * most_codes * kTable);
+  if (!memory.Allocate()) return OutOfMemory("matmul: no memory for tables");
+  uint8_t* bytes = memory.At(bytes_part);
+  float *scales = memory.At(scales_part), *dots = memory.At(dots_part);
 
   parallel(table_tasks.count(), [&](int64_t index, int worker) {
     const auto [i, task] = table_tasks.At(index);
@@ -328,13 +410,13 @@ Status MatmulAdditive(std::span<const Product<const AdditiveTables*>> products,
       const int64_t code = b * weights.block_codes();
       NIBBLE_DISPATCH(MakeTables)
       (weights, x, std::min(weights.block_codes(), weights.codes() - code),
-       dots.get() + worker * most_codes * kTable,
-       bytes.get() + (table_begins[i] + m * weights.codes() + code) * kTable,
-       scales.get() + scale_begins[i] + m * weights.blocks() + b);
+       dots + worker * most_codes * kTable,
+       bytes + (table_begins[i] + m * weights.codes() + code) * kTable,
+       scales + scale_begins[i] + m * weights.blocks() + b);
     }
   });
 
-  const int64_t task_rows = RowsPerTask(weight_rows, kTileRows, weight_rows, workers);
+  const int64_t task_rows = RowsPerTask(weight_rows, kTaskRows, weight_rows, workers);
   TaskList tasks;
   for (const auto& product : products) tasks.Add(DivideUp(product.weights->rows(), task_rows));
   parallel(tasks.count(), [&](int64_t index, int) {
@@ -342,20 +424,21 @@ Status MatmulAdditive(std::span<const Product<const AdditiveTables*>> products,
     const AdditiveTables& weights = *products[i].weights;
     const PlanarPlanes& planes = weights.planes();
     const int64_t last = std::min(weights.rows(), (task + 1) * task_rows);
-    for (int64_t row = task * task_rows; row < last; row += kTileRows) {
+    for (int64_t row = task * task_rows; row < last; row += kTaskRows) {
+      const int64_t rows = std::min(kTaskRows, last - row);
       for (int64_t m0 = 0; m0 < products[i].activations.rows; m0 += kMostShared) {
         const int64_t m_count = std::min(kMostShared, products[i].activations.rows - m0);
         ActivationTables a[kMostShared];
         for (int64_t m = 0; m < m_count; ++m) {
-          a[m] = {bytes.get() + (table_begins[i] + (m0 + m) * weights.codes()) * kTable,
-                  scales.get() + scale_begins[i] + (m0 + m) * weights.blocks()};
+          a[m] = {bytes + (table_begins[i] + (m0 + m) * weights.codes()) * kTable,
+                  scales + scale_begins[i] + (m0 + m) * weights.blocks()};
         }
-        alignas(64) float sums[kMostShared * kTileRows];
-        NIBBLE_DISPATCH(MultiplyTile)(weights, row, a, m_count, sums);
-        for (int64_t r = 0; r < std::min(kTileRows, last - row); ++r) {
+        float sums[kMostShared * kTaskRows];
+        NIBBLE_DISPATCH(MultiplyTiles)(weights, row, rows, a, m_count, sums);
+        for (int64_t r = 0; r < rows; ++r) {
           const float scale = planes.Scale(row + r);
           for (int64_t m = 0; m < m_count; ++m) {
-            products[i].output.Put(m0 + m, row + r, scale * sums[m * kTileRows + r]);
+            products[i].output.Put(m0 + m, row + r, scale * sums[m * kTaskRows + r]);
           }
         }
       }

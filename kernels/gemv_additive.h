@@ -21,6 +21,7 @@ class AdditiveTables {
   static Result<AdditiveTables> Make(const AdditiveRows& weights);
 
   const PlanarPlanes& planes() const { return weights_->planes(); }
+  const uint8_t* tiles() const { return weights_->tiles(); }
   int64_t rows() const { return planes().rows; }
   int64_t cols() const { return planes().cols; }
   // The entries, transposed: [codebooks, vector, 256].

@@ -138,6 +138,34 @@ TEST_P(Additive, ProductsKeepTheErrorSmall) {
   }
 }
 
+// Codes of 8 bits are packed in tiles of 64 rows; products are the same bits as with the planes.
+TEST_P(Additive, PackedCodesGiveTheSameBits) {
+  for (const std::string name : kSchemes) {
+    for (const int64_t cols : {1, 8, 31, 423, 2600}) {
+      for (const int64_t n_rows : {1, 63, 64, 65, 131}) {
+        if (n_rows != 65 && cols != 423) continue;
+        const QuantizedTensor weights = RandomCodebooks(name, n_rows, cols);
+        const auto packed = Pack(weights);
+        ASSERT_TRUE(packed.ok()) << packed.status().message();
+        EXPECT_EQ(packed->target(), weights.scheme().bits == 8 ? "codes64/1" : "planes/1");
+        const auto mapped = PackedWeights::FromBytes(Buffer::Borrow(packed->serialized()));
+        ASSERT_TRUE(mapped.ok()) << mapped.status().message();
+        const std::vector<float> a = RandomValues(20 * cols, 9);
+        for (const Precision precision : {Precision::kInt8, Precision::kBf16, Precision::kF32}) {
+          MatmulOptions options;
+          options.precision = precision;
+          for (const int64_t m_rows : {1, 3, 7, 20}) {
+            EXPECT_EQ(Product(a, *mapped, m_rows, options), Product(a, weights, m_rows, options))
+                << name << " " << m_rows << " x " << n_rows << " x " << cols;
+            EXPECT_STREQ(PlanMatmul(*mapped, m_rows, precision)->kernel,
+                         PlanMatmul(weights, m_rows, precision)->kernel);
+          }
+        }
+      }
+    }
+  }
+}
+
 NIBBLE_ON_EVERY_TARGET(Additive);
 
 // Planes at any address, strided operands, bias and accumulation; half activations; a group.
@@ -204,6 +232,36 @@ TEST(AdditiveMatmul, ThreadsGroupsAndPackingDoNotChangeTheBits) {
     ASSERT_TRUE(MatmulGroup(ViewOf(a.data(), m_rows, cols), members, options).ok());
     EXPECT_EQ(first, alone);
     EXPECT_EQ(second, other);
+  }
+}
+
+TEST(AdditiveMatmul, PackedCodesThatAreNotWholeAreRefused) {
+  const QuantizedTensor weights = RandomCodebooks("2x8g8 f16", 65, 70);
+  const auto packed = Pack(weights);
+  ASSERT_TRUE(packed.ok()) << packed.status().message();
+  // Two tiles of 18 codes, where 65 rows would do.
+  EXPECT_GE(packed->bytes(), size_t{2 * 64 * 18});
+  const auto exact = Pack(weights, Precision::kF32);
+  ASSERT_TRUE(exact.ok()) << exact.status().message();
+  EXPECT_EQ(exact->target(), "planes/1");
+  const auto good = packed->serialized();
+  auto copy = Buffer::Allocate(good.size());
+  const auto code = [&](size_t size, size_t at, const void* value, size_t width) {
+    std::memcpy(copy->data(), good.data(), good.size());
+    if (width > 0) std::memcpy(copy->data() + at, value, width);
+    return PackedWeights::FromBytes(Buffer::Borrow({copy->data(), size})).status().code();
+  };
+  EXPECT_EQ(code(good.size(), 0, nullptr, 0), StatusCode::kOk);
+  EXPECT_EQ(code(good.size() - 64, 0, nullptr, 0), StatusCode::kCorrupt);
+  // The header: target at 8, rows at 40, columns at 48; the scheme's name at 64.
+  EXPECT_EQ(code(good.size(), 8, "planes/1\0", 10), StatusCode::kCorrupt);
+  for (const char* name : {"1x16g8 f16", "int8 sym channel f16", "2x8g16 f16"}) {
+    EXPECT_EQ(code(good.size(), 64, name, std::strlen(name) + 1), StatusCode::kCorrupt) << name;
+  }
+  for (const int64_t count :
+       {int64_t{0}, int64_t{-1}, int64_t{1} << 62, INT64_MAX, INT64_MAX - 64}) {
+    EXPECT_EQ(code(good.size(), 40, &count, 8), StatusCode::kCorrupt) << count;
+    EXPECT_EQ(code(good.size(), 48, &count, 8), StatusCode::kCorrupt) << count;
   }
 }
 

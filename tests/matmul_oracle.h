@@ -104,8 +104,10 @@ inline double LargestRelativeError(const Oracle& oracle, const std::vector<float
 }
 
 // activations[m_rows, cols] x weights^T.
-inline std::vector<float> Product(const std::vector<float>& a, const QuantizedTensor& weights,
-                                  int64_t m_rows, const MatmulOptions& options = {}) {
+// `weights`: a QuantizedTensor or PackedWeights.
+template <class Weights>
+std::vector<float> Product(const std::vector<float>& a, const Weights& weights, int64_t m_rows,
+                           const MatmulOptions& options = {}) {
   std::vector<float> out(static_cast<size_t>(m_rows * weights.rows()), NAN);
   const Status status = Matmul(ViewOf(a.data(), m_rows, weights.cols()), weights,
                                ViewOf(out.data(), m_rows, weights.rows()), options);

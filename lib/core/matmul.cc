@@ -214,7 +214,7 @@ Kernel KernelOfTiles(int64_t m_rows, Precision precision) {
 
 Kernel KernelOfPlanes(const PlanarPlanes& planes, int64_t m_rows, Precision precision) {
   if (planes.scheme.code == Code::kAdditive) {
-    const bool tables = m_rows < kFewestTileRows && planes.scheme.bits == 8;
+    const bool tables = m_rows < kFewestTileRows && HasCodeTiles(planes.scheme);
     return tables && IsRounded(precision) ? Kernel::kInt8Tables : KernelOfRows(m_rows, precision);
   }
   if (precision == Precision::kInt8PerRow && TakesW8A8(planes)) return Kernel::kInt8PerRow;
@@ -264,7 +264,12 @@ class Group {
     if (weights.canonical) return Add(operands, *weights.canonical);
     NIBBLE_RETURN_IF_ERROR(CheckOperands(operands));
     if (operands.activations.dtype == DType::kI8) {
-      return Unsupported("matmul: int8 activations with packed blocks");
+      return Unsupported("matmul: int8 activations with packed tiles");
+    }
+    if (weights.books) {
+      const PlanarPlanes planes = PlanesOf(*weights.books);
+      return AddCodebooks(KernelOfPlanes(planes, operands.out.rows, options_.precision), operands,
+                          planes, planes.codes);
     }
     const Kernel kernel = KernelOfTiles(operands.out.rows, options_.precision);
     if (kernel == Kernel::kInt8Tiles || kernel == Kernel::kInt8ManyTiles) {
@@ -325,8 +330,10 @@ class Group {
     }
   }
 
-  Status AddCodebooks(Kernel kernel, const Operands& operands, const PlanarPlanes& planes) {
-    NIBBLE_ASSIGN_OR_RETURN(AdditiveRows rows, AdditiveRows::Make(planes));
+  // `tiles`: the codes, where they are not in their plane.
+  Status AddCodebooks(Kernel kernel, const Operands& operands, const PlanarPlanes& planes,
+                      const uint8_t* tiles = nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(AdditiveRows rows, AdditiveRows::Make(planes, tiles));
     additive_.push_back(std::move(rows));
     const AdditiveRows& weights = additive_.back();
     // A table cannot tell a code of what is not finite from the others.
@@ -390,6 +397,9 @@ Result<MatmulPlan> PlanMatmul(const PackedWeights& weights, int64_t activation_r
     return Unsupported("matmul: the weights are not in host memory");
   }
   if (packed->canonical) return PlanMatmul(*packed->canonical, activation_rows, precision);
+  if (packed->books) {
+    return PlanOf(KernelOfPlanes(PlanesOf(*packed->books), activation_rows, precision));
+  }
   return PlanOf(KernelOfTiles(activation_rows, precision));
 }
 

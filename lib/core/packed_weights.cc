@@ -9,8 +9,10 @@
 #include <string_view>
 #include <utility>
 
+#include "kernels/additive.h"
 #include "kernels/pack.h"
 #include "kernels/pack_layout.h"
+#include "lib/quantize/planar.h"
 #include "nibble/backend.h"
 
 namespace nibble {
@@ -33,6 +35,7 @@ constexpr char kMagic[8] = {'N', 'I', 'B', 'P', 'A', 'C', 'K', '1'};
 constexpr char kTiles[] = "tiles16/1";        // kernels/pack_layout.h
 constexpr char kCanonical[] = "canonical/1";  // the blocks as they are
 constexpr char kPlanes[] = "planes/1";        // the scheme's name, then its planes, as they are
+constexpr char kCodeTiles[] = "codes64/1";    // likewise, with codes in tiles: kernels/additive.h
 
 constexpr size_t kNameBytes = 64;  // of a scheme, filled up with zeros
 constexpr size_t kPlaneAlignment = 64;
@@ -52,25 +55,35 @@ struct PlaneLayout {
   std::array<size_t, kPlaneCount> sizes = {}, offsets = {};
   size_t bytes = kNameBytes;
 };
-Result<PlaneLayout> LayOutPlanes(const Scheme& scheme, int64_t rows, int64_t cols) {
+Result<PlaneLayout> LayOutPlanes(const Scheme& scheme, bool code_tiles, int64_t rows,
+                                 int64_t cols) {
+  // The last tile has room for rows that there are not.
+  if (rows > INT64_MAX - kCodeTileRows) return InvalidArgument("packed weights: too large");
   PlaneLayout layout;
   for (int p = 0; p < kPlaneCount; ++p) {
-    NIBBLE_ASSIGN_OR_RETURN(layout.sizes[p], PlaneBytes(scheme, static_cast<Plane>(p), rows, cols));
+    const Plane plane = static_cast<Plane>(p);
+    NIBBLE_ASSIGN_OR_RETURN(layout.sizes[p], PlaneBytes(scheme, plane, rows, cols));
+    size_t room = layout.sizes[p];
+    if (code_tiles && plane == Plane::kCodes) {
+      NIBBLE_ASSIGN_OR_RETURN(room, PlaneBytes(scheme, plane, RoundUp(rows, kCodeTileRows), cols));
+    }
     layout.offsets[p] = layout.bytes;
-    if (layout.sizes[p] > SIZE_MAX / 4 || layout.bytes > SIZE_MAX / 4) {
+    if (room > SIZE_MAX / 4 || layout.bytes > SIZE_MAX / 4) {
       return InvalidArgument("packed weights: too large");
     }
-    layout.bytes += (layout.sizes[p] + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
+    layout.bytes += (room + kPlaneAlignment - 1) / kPlaneAlignment * kPlaneAlignment;
   }
   return layout;
 }
 
-Result<QuantizedTensor> ReadPlanes(std::span<const std::byte> payload, int64_t rows, int64_t cols) {
+Result<QuantizedTensor> ReadPlanes(std::span<const std::byte> payload, bool code_tiles,
+                                   int64_t rows, int64_t cols) {
   if (payload.size() < kNameBytes) return Corrupt("packed weights: no scheme");
   const char* name = reinterpret_cast<const char*>(payload.data());
   NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme,
                           ParseScheme(std::string_view(name, strnlen(name, kNameBytes))));
-  NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout, LayOutPlanes(scheme, rows, cols));
+  if (code_tiles && !HasCodeTiles(scheme)) return Corrupt("tiles of " + SchemeName(scheme));
+  NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout, LayOutPlanes(scheme, code_tiles, rows, cols));
   if (layout.bytes != payload.size()) return Corrupt("packed weights: planes of another size");
   std::array<Buffer, kPlaneCount> planes;
   for (int p = 0; p < kPlaneCount; ++p) {
@@ -81,11 +94,20 @@ Result<QuantizedTensor> ReadPlanes(std::span<const std::byte> payload, int64_t r
 }
 
 void WritePlanes(const QuantizedTensor& weights, const std::string& name, const PlaneLayout& layout,
-                 std::byte* payload) {
+                 bool code_tiles, const ParallelFor& parallel, std::byte* payload) {
   std::memcpy(payload, name.data(), name.size());
   for (int p = 0; p < kPlaneCount; ++p) {
-    const Buffer& plane = weights.plane(static_cast<Plane>(p));
-    if (plane.size() > 0) std::memcpy(payload + layout.offsets[p], plane.data(), plane.size());
+    const Plane plane = static_cast<Plane>(p);
+    std::byte* out = payload + layout.offsets[p];
+    if (code_tiles && plane == Plane::kCodes) {
+      const PlanarPlanes planes = PlanesOf(weights);
+      const int64_t tile_bytes = CodeTileBytes(planes);
+      parallel(DivideUp(planes.rows, kCodeTileRows), [&](int64_t tile, int) {
+        PackCodeTile(planes, tile, reinterpret_cast<uint8_t*>(out) + tile * tile_bytes);
+      });
+    } else if (layout.sizes[p] > 0) {
+      std::memcpy(out, weights.plane(plane).data(), layout.sizes[p]);
+    }
   }
 }
 
@@ -150,16 +172,17 @@ Result<PackedWeights> PackedWeights::FromBytes(Buffer bytes) {
       return Corrupt("packed weights: " + std::to_string(payload.size()) +
                      " bytes of tiles where the shape needs " + std::to_string(*size));
     }
-  } else if (impl->target == kCanonical || impl->target == kPlanes) {
-    if (impl->target == kCanonical && FindFormat(impl->format) == nullptr) {
-      return Corrupt("packed weights: unknown format");
-    }
-    auto tensor = impl->target == kPlanes
-                      ? ReadPlanes(payload, impl->rows, impl->cols)
-                      : QuantizedTensor::Create(impl->format, impl->rows, impl->cols,
-                                                Buffer::Borrow(payload));
+  } else if (impl->target == kCanonical) {
+    if (FindFormat(impl->format) == nullptr) return Corrupt("packed weights: unknown format");
+    auto tensor =
+        QuantizedTensor::Create(impl->format, impl->rows, impl->cols, Buffer::Borrow(payload));
     if (!tensor.ok()) return corrupt(tensor.status());
     impl->canonical = *std::move(tensor);
+  } else if (impl->target == kPlanes || impl->target == kCodeTiles) {
+    const bool code_tiles = impl->target == kCodeTiles;
+    auto tensor = ReadPlanes(payload, code_tiles, impl->rows, impl->cols);
+    if (!tensor.ok()) return corrupt(tensor.status());
+    (code_tiles ? impl->books : impl->canonical) = *std::move(tensor);
   } else {
     return Unsupported("packed weights: made for another target");
   }
@@ -186,25 +209,27 @@ const void* DetailsOf(const PackedWeights& weights, Device device) {
 
 Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
                            const ParallelFor& parallel) {
+  const bool rounded = precision == Precision::kInt8 || precision == Precision::kInt8PerRow;
   if (weights.rows() <= 0 || weights.cols() <= 0) return InvalidArgument("pack: empty weights");
   if (weights.device() != Device::kCpu) {
     NIBBLE_ASSIGN_OR_RETURN(const Backend* backend, FindBackend(weights.device()));
     return backend->pack(weights, precision, parallel);
   }
   if (!weights.is_block_format()) {
-    // Products read the planes as they are at the speed of memory.
+    // Products read other planes as they are at the speed of memory.
+    const bool code_tiles = rounded && HasCodeTiles(weights.scheme());
     const std::string name = SchemeName(weights.scheme());
     if (name.size() > kNameBytes) return Unsupported("pack: the scheme " + name);
-    NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout,
-                            LayOutPlanes(weights.scheme(), weights.rows(), weights.cols()));
-    NIBBLE_ASSIGN_OR_RETURN(Buffer bytes, Allocate(kPlanes, weights, layout.bytes));
-    WritePlanes(weights, name, layout, bytes.data() + sizeof(PackedHeader));
+    NIBBLE_ASSIGN_OR_RETURN(const PlaneLayout layout, LayOutPlanes(weights.scheme(), code_tiles,
+                                                                   weights.rows(), weights.cols()));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer bytes,
+                            Allocate(code_tiles ? kCodeTiles : kPlanes, weights, layout.bytes));
+    WritePlanes(weights, name, layout, code_tiles, parallel, bytes.data() + sizeof(PackedHeader));
     return PackedWeights::FromBytes(std::move(bytes));
   }
   const Format format = weights.format();
   const FormatInfo& info = GetFormatInfo(format);
   if (!info.can_decode()) return Unsupported(std::string("pack: weights of type ") + info.name);
-  const bool rounded = precision == Precision::kInt8 || precision == Precision::kInt8PerRow;
   const int64_t tile_bytes = rounded ? PackedTileBytes(format, weights.cols()) : 0;
   const std::span<const std::byte> blocks = weights.plane(Plane::kCodes).bytes();
   if (tile_bytes == 0) {

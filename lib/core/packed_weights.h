@@ -24,7 +24,9 @@ struct PackedWeights::Impl {
   int64_t rows = 0;
   int64_t cols = 0;
   std::optional<QuantizedTensor> canonical;  // where the payload is not in tiles
-  Format format = Format::kF32;              // of the tiles
+  // Additive codebooks whose codes lie in tiles (kernels/additive.h) from their plane's begin on.
+  std::optional<QuantizedTensor> books;
+  Format format = Format::kF32;  // of tiles of blocks
   const std::byte* payload = nullptr;
 };
 
