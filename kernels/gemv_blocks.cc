@@ -51,12 +51,18 @@ template <class Bits>
 HWY_INLINE void LoadHalves(const Bits& bits, float* out) {
 #if NIBBLE_HAVE_F16_CONVERSION
   const Floats<Bytes32> df;
-  const hn::CappedTag<uint16_t, 8> d16;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+#if HWY_ARCH_ARM
+  // GCC 12, asked for a vector of them as below, takes the halves of the unit before.
+  const uint16_t halves[8] = {bits(0), bits(1), bits(2), bits(3),
+                              bits(4), bits(5), bits(6), bits(7)};
+#else
+  const hn::CappedTag<uint16_t, 8> d16;
   alignas(16) uint16_t halves[8];
   hn::Store(hn::Dup128VecFromValues(d16, bits(0), bits(1), bits(2), bits(3), bits(4), bits(5),
                                     bits(6), bits(7)),
             d16, halves);
+#endif
   for (size_t i = 0; i < 8; i += hn::Lanes(df)) {
     const auto part = hn::LoadU(hn::Rebind<uint16_t, decltype(df)>(), halves + i);
     hn::StoreU(hn::PromoteTo(df, hn::BitCast(dh, part)), df, out + i);

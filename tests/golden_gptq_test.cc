@@ -44,7 +44,8 @@ constexpr Golden kFormats[] = {
 };
 constexpr Golden kSchemes[] = {
     {"int4 sym g128 f16", "3c9671a209c1dac1"}, {"int3 asym g64 f16 act-order", "cbe78e85a09ad45c"},
-    {"int8 sym channel", "0c87f102cb0324b1"},  {"nf4 g64", "63ee46c045b72590"},
+    {"int8 sym channel", "0c87f102cb0324b1"},  {"nf4 g64", "08dbfaf28fff58e2"},
+    {"int4 asym g32 f32", "32edc677103f0b7f"}, {"int4 sym g64 f32", "40652d1e9b2a9df0"},
     {"1x8g8 f16", "59f41e3621e468f2"},         {"2x8g16 bf16", "f54b4e97ff29fe10"},
 };
 

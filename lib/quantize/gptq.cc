@@ -1,6 +1,5 @@
 #include "nibble/gptq.h"
 
-#include <Eigen/Cholesky>
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -160,11 +159,10 @@ Status CheckOperands(TensorView weights, Format format, int64_t hessian_cols) {
 
 Result<GroupHessians> FactorGroups(const RowMatrix& hessian, int64_t group) {
   GroupHessians groups;
-  const Eigen::MatrixXd identity = Eigen::MatrixXd::Identity(group, group);
   for (int64_t first = 0; first < hessian.cols(); first += group) {
     const RowMatrix block = hessian.block(first, first, group, group);
     NIBBLE_ASSIGN_OR_RETURN(const FeedbackFactor factor, FactorHessian(block));
-    const RowMatrix inverse = block.cast<double>().llt().solve(identity).cast<float>();
+    NIBBLE_ASSIGN_OR_RETURN(const RowMatrix inverse, InverseOf(block));
     groups.factors.insert(groups.factors.end(), factor.unit.data(),
                           factor.unit.data() + group * group);
     groups.diagonals.insert(groups.diagonals.end(), factor.diagonal.data(),

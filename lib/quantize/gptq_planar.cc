@@ -16,6 +16,7 @@
 #include "lib/quantize/hessian.h"
 #include "lib/quantize/planar.h"
 #include "lib/quantize/planar_scales.h"
+#include "lib/quantize/triangular.h"
 #include "nibble/gptq.h"
 #include "nibble/quantize.h"
 
@@ -197,9 +198,8 @@ class Slab {
   Status Fit(Segment segment, const RowMatrix& target) {
     const auto given = weights_.middleCols(segment.first, segment.count);
     RowMatrix best = target - given;
-    job_.factor.unit.block(segment.first, segment.first, segment.count, segment.count)
-        .triangularView<Eigen::UnitUpper>()
-        .solveInPlace<Eigen::OnTheRight>(best);
+    SolveUpper(job_.factor.unit.data() + segment.first * (cols_ + 1), cols_, segment.count, true,
+               best.data(), segment.count, rows_);
     best += given;
     const int64_t group = job_.group[static_cast<size_t>(segment.first)];
     std::vector<uint8_t> codes(static_cast<size_t>(segment.count));

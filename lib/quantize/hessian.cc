@@ -1,10 +1,12 @@
 #include "lib/quantize/hessian.h"
 
-#include <Eigen/Cholesky>
 #include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include "lib/quantize/triangular.h"
 
 namespace nibble {
 namespace {
@@ -22,15 +24,13 @@ bool FactorLower(RowMatrixD& a, const ParallelFor& parallel) {
   const int64_t n = a.rows(), stride = a.cols();
   for (int64_t first = 0; first < n; first += kBand) {
     const int64_t count = std::min(kBand, n - first), rest = first + count;
-    const Eigen::LLT<RowMatrixD> panel(a.block(first, first, count, count));
-    if (panel.info() != Eigen::Success) return false;
-    const RowMatrixD lower = panel.matrixL();
-    a.block(first, first, count, count) = lower;
+    double* panel = a.data() + first * stride + first;
+    if (!FactorCholesky(panel, stride, count)) return false;
+    const std::vector<double> upper = TransposeOf(panel, stride, count);
     const int64_t bands = Bands(n - rest);
     parallel(bands, [&](int64_t band, int) {
       const int64_t row = rest + band * kBand, rows = std::min(kBand, n - row);
-      auto below = a.block(row, first, rows, count);
-      lower.triangularView<Eigen::Lower>().transpose().solveInPlace<Eigen::OnTheRight>(below);
+      SolveUpper(upper.data(), count, count, false, a.data() + row * stride + first, stride, rows);
     });
     parallel(bands, [&](int64_t band, int) {
       const int64_t row = rest + band * kBand, rows = std::min(kBand, n - row);
@@ -145,6 +145,19 @@ Result<FeedbackFactor> FactorHessian(const RowMatrix& hessian, const ParallelFor
   return factor;
 }
 
+Result<RowMatrix> InverseOf(const RowMatrix& hessian) {
+  const int64_t n = hessian.cols();
+  RowMatrixD lower = hessian.cast<double>();
+  if (!FactorLower(lower, {})) return InvalidArgument("the Hessian is not positive definite");
+  // X L^T = I, and the inverse is X X^T.
+  const std::vector<double> upper = TransposeOf(lower.data(), n, n);
+  RowMatrixD x = RowMatrixD::Identity(n, n), inverse = RowMatrixD::Zero(n, n);
+  SolveUpper(upper.data(), n, n, false, x.data(), n, n);
+  AddProduct(StridedMatrix<double>{x.data(), n, 1}, StridedMatrix<double>{x.data(), 1, n}, n, n, n,
+             1.0, inverse.data(), n);
+  return RowMatrix(inverse.cast<float>());
+}
+
 Result<RowMatrix> MeanHessian(const Hessian& hessian) {
   if (hessian.tokens() == 0) return InvalidArgument("the Hessian has seen no token");
   const int64_t cols = hessian.cols();
@@ -158,7 +171,9 @@ Result<FactoredHessian> Factor(RowMatrix mean, double damping, const ParallelFor
   FactoredHessian result;
   result.damped = std::move(mean);
   const Eigen::VectorXf plain = result.damped.diagonal();
-  const float average = plain.mean();
+  double sum = 0;
+  for (const float x : plain) sum += x;
+  const float average = static_cast<float>(sum / static_cast<double>(plain.size()));
   const float unit = average > 0 ? average : 1.0f;
   result.dead_columns = (plain.array() == 0).count();
   for (double share = damping;; share = std::max(share * 10, 1e-6)) {
@@ -190,11 +205,8 @@ void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor&
       const int64_t cols = std::min(kColumns, n - first), after = first + cols;
       AddProduct(Strided(x + after, n), Transposed(t + first * n + after, n), count, cols,
                  n - after, -1.0f, x + first, n);
-      auto block = rows.block(row, first, count, cols);
-      factor.unit.block(first, first, cols, cols)
-          .triangularView<Eigen::UnitUpper>()
-          .transpose()
-          .solveInPlace<Eigen::OnTheRight>(block);
+      const std::vector<float> lower = TransposeOf(t + first * (n + 1), n, cols);
+      SolveUnitLower(lower.data(), cols, cols, x + first, n, count);
     }
     for (int64_t i = row; i < row + count; ++i) {
       rows.row(i).array() /= factor.diagonal.transpose().array();
@@ -202,10 +214,7 @@ void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor&
     for (int64_t first = 0; first < n; first += kColumns) {
       const int64_t cols = std::min(kColumns, n - first);
       AddProduct(Strided(x, n), Strided(t + first, n), count, cols, first, -1.0f, x + first, n);
-      auto block = rows.block(row, first, count, cols);
-      factor.unit.block(first, first, cols, cols)
-          .triangularView<Eigen::UnitUpper>()
-          .solveInPlace<Eigen::OnTheRight>(block);
+      SolveUpper(t + first * (n + 1), n, cols, true, x + first, n, count);
     }
   });
 }

@@ -24,6 +24,9 @@ struct FeedbackFactor {
 // Fails (kInvalidArgument) where H is not positive definite.
 Result<FeedbackFactor> FactorHessian(const RowMatrix& hessian, const ParallelFor& parallel = {});
 
+// H^-1. Fails likewise.
+Result<RowMatrix> InverseOf(const RowMatrix& hessian);
+
 // H / tokens. Fails where there was no token, or its diagonal is not finite.
 Result<RowMatrix> MeanHessian(const Hessian& hessian);
 
