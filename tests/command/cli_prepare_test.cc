@@ -1,4 +1,5 @@
-// nibble quantize --prepare, through the real binary.
+// What changes weights so that quantization loses less: nibble quantize --prepare beforehand,
+// nibble refit afterwards; through the real binary.
 #include <string>
 
 #include "gtest/gtest.h"
@@ -46,6 +47,35 @@ TEST_F(CliTest, PreparationsAreChecked) {
   expect("--prepare nothing", "'nothing'");
   expect("--prepare awq", "awq needs a text");
   expect("--prepare rotate" + kText, "uses no calibration text");
+}
+
+TEST_F(CliTest, NormsAreRefittedToWhatWasQuantized) {
+  const std::string quantized = folder_ / "q2.gguf", refitted = folder_ / "refitted.gguf";
+  const Outcome made = Nibble("quantize " + kReferenceModel + " -o " + quantized +
+                              " --type q2_K --tensor-type 'token_embd.weight=f16' --quiet");
+  ASSERT_EQ(made.status, 0) << made.err;
+  const std::string rest = " --reference " + kReferenceModel + kText +
+                           " --calibration-windows 4 --calibration-context 64 -o ";
+  const Outcome refit = Nibble("refit " + quantized + rest + refitted + " --json");
+  ASSERT_EQ(refit.status, 0) << refit.err;
+  const json report = json::parse(refit.out);
+  EXPECT_LT(report["error_after"], report["error_before"]);
+  EXPECT_EQ(report["norms"].size(), 16u);
+  EXPECT_EQ(Nibble("verify " + refitted).status, 0);
+  const Outcome inspected = Nibble("inspect --json " + refitted);
+  EXPECT_EQ(json::parse(inspected.out)["metadata"]["edits.applied"], json({"refit_norms"}));
+  // The matrices are the same; the norms are not, as a second attempt finds.
+  const Outcome compared = Nibble("compare --json " + quantized + " " + refitted);
+  ASSERT_EQ(compared.status, 0) << compared.err;
+  for (const json& tensor : json::parse(compared.out)["tensors"]) EXPECT_EQ(tensor["rmse"], 0);
+  const auto refuse = [&](const std::string& model, const std::string& part) {
+    const Outcome outcome = Nibble("refit " + model + rest + (folder_ / "x.gguf"));
+    EXPECT_EQ(outcome.status, 2) << model;
+    EXPECT_NE(outcome.err.find(part), std::string::npos) << outcome.err;
+  };
+  refuse(refitted, "is not the reference's");
+  refuse(kReferenceModel, "no matrix is quantized");
+  EXPECT_NE(Nibble("refit " + quantized + rest + refitted).err.find("exists"), std::string::npos);
 }
 
 }  // namespace

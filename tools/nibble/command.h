@@ -30,6 +30,7 @@ void AddCommonOptions(CLI::App& command, CommonOptions& options);
 
 void AddQuantize(CLI::App& app, Action& action);
 void AddCalibrate(CLI::App& app, Action& action);
+void AddRefit(CLI::App& app, Action& action);
 void AddConvert(CLI::App& app, Action& action);
 void AddDequantize(CLI::App& app, Action& action);
 void AddInspect(CLI::App& app, Action& action);

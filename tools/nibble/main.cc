@@ -32,6 +32,7 @@ int Run(int argc, char** argv) {
   Action action;
   AddQuantize(app, action);
   AddCalibrate(app, action);
+  AddRefit(app, action);
   AddConvert(app, action);
   AddDequantize(app, action);
   AddInspect(app, action);
