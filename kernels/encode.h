@@ -2,6 +2,7 @@
 #ifndef NIBBLE_KERNELS_ENCODE_H_
 #define NIBBLE_KERNELS_ENCODE_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,9 +20,9 @@ void EncodeRows(Format format, std::span<const float* const> rows, int64_t cols,
                 const float* importance, std::byte* out);
 
 inline constexpr int64_t kMaxBatchRows = 64;
+inline constexpr int64_t kBatchWeights = 16384;  // a row or more, and in cache
 constexpr int64_t BatchRows(int64_t cols) {
-  constexpr int64_t kWeights = 16384;  // a row or more, and in cache
-  return cols >= kWeights ? 1 : cols * kMaxBatchRows <= kWeights ? kMaxBatchRows : kWeights / cols;
+  return std::clamp(kBatchWeights / cols, int64_t{1}, kMaxBatchRows);
 }
 
 inline void EncodeRow(Format format, const float* row, int64_t cols, const float* importance,

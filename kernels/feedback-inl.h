@@ -259,7 +259,7 @@ HWY_INLINE V SearchBlock(D d, const BlockTile& block, const float* weight_of_err
   // Where to begin: the search without feedback, errors weighed by D.
   HWY_ALIGN uint32_t unused[F::kWeights / 4 * kMaxLanes];
   HWY_ALIGN const float none[kMaxLanes] = {};  // no block is treated as constant
-  const Span span{block.target, weight_of_error, none};
+  const Span span{block.target, weight_of_error, none, block.target};
   if constexpr (F::kAffine) {
     AffineScales<F::kGroups> found;
     SearchTile<F, true>(d, span, unused, found);

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <span>
 
+#include "kernels/encode.h"
 #include "kernels/encode_k_pack.h"
 #include "kernels/search_affine-inl.h"
 #include "kernels/search_symmetric-inl.h"
@@ -43,14 +44,14 @@ struct SearchQ2_K : SearchedFormat<BlockQ2_K, 16, 16> {
   static constexpr Stretch kImportanceStretches[] = {{0.8f, 0.4f}, {0.6f, 0},    {1.0f, 0.8f},
                                                      {1.8f, 0.4f}, {1.6f, 1.4f}, {0.2f, 0.2f},
                                                      {0.2f, 0},    {2.2f, 1.0f}};
-  static constexpr int kReach = 1, kRounds = 2, kRoundReach = 1;
+  static constexpr int kReach = 1, kRounds = 1, kRoundReach = 1;
 };
 struct SearchQ3_K : SearchedFormat<BlockQ3_K, 16, 16> {
   static constexpr bool kAffine = false;
   using Book = UniformBook<-4>;
   static constexpr float kScaleLow = -32, kScaleHigh = 31;
   static constexpr float kLargestBecomes[] = {-32};
-  static constexpr float kStretches[] = {1.04f, 0.8f, 1.16f, 0.96f};
+  static constexpr float kStretches[] = {1.04f, 0.8f, 1.16f};
   static constexpr float kImportanceStretches[] = {1.04f, 1.28f, 0.8f, -1.12f, 0.96f, 1.6f, 1.12f};
   static constexpr int kReach = 0, kRounds = 0, kRoundReach = 0;
 };
@@ -84,7 +85,7 @@ struct SearchQ6_K : SearchedFormat<BlockQ6_K, 16, 16> {
   static constexpr float kLargestBecomes[] = {-128};
   static constexpr float kStretches[] = {1.0f, 0.968f, 0.94f};
   static constexpr float kImportanceStretches[] = {1.004f, 0.968f, 0.936f, 0.904f, 1.028f};
-  static constexpr int kReach = 2, kRounds = 1, kRoundReach = 1;
+  static constexpr int kReach = 1, kRounds = 1, kRoundReach = 1;
 };
 struct SearchIQ4_XS : SearchedFormat<BlockIQ4_XS, 8, 32> {
   static constexpr bool kAffine = false;
@@ -246,7 +247,7 @@ void EncodeSearched(D d, std::span<const float* const> rows, int64_t cols, const
       TransposeIn(weight_from, lanes, F::kWeights, weight);
       NormalizeImportance(d, F::kWeights, weight);
     }
-    SearchTile<F, kWeighted>(d, Span{x, weight, constant}, words, scales);
+    SearchTile<F, kWeighted>(d, Span{x, weight, constant, from[0] + kBatchWeights}, words, scales);
     TransposeOut(words, lanes, F::kWeights / 4, codes[0], F::kWeights / 4);
     for (size_t l = 0; l < lanes && first + l < blocks; ++l) {
       FoundBlock found;

@@ -8,6 +8,8 @@
 #define NIBBLE_KERNELS_SEARCH_SYMMETRIC_INL_H_
 #endif
 
+#include <iterator>
+
 #include "kernels/codec.h"
 #include "kernels/search_tile-inl.h"
 
@@ -242,13 +244,24 @@ HWY_INLINE void SearchSymmetric(D d, const Span& block, SymmetricScales<F::kGrou
   const V scale_of_constant = hn::Mul(constant, hn::Set(d, 1.0f / F::Book::kExtreme));
   V largest = hn::Zero(d);
   for (size_t g = 0; g < F::kGroups; ++g) {
-    V scale = SearchGroupScale<F, kWeighted>(d, block.From(g * F::kGroup, lanes));
+    const Span group = block.From(g * F::kGroup, lanes);
+    group.Prefetch(F::kGroup, lanes);
+    V scale = SearchGroupScale<F, kWeighted>(d, group);
     scale = hn::IfThenElse(is_constant, scale_of_constant, scale);
     hn::Store(scale, d, ideal + g * lanes);
     largest = hn::IfThenElse(hn::Gt(hn::Abs(scale), hn::Abs(largest)), scale, largest);
   }
   V super = hn::Zero(d), error = hn::Set(d, 3e38f);
   const auto keep_better = [&](V other, const float* center, int reach) HWY_ATTR {
+    if constexpr (F::kReach == 0 && F::kRounds == 0 && std::size(F::kLargestBecomes) == 1) {
+      // Nothing to compare with.
+      super = other;
+      for (size_t i = 0; i < F::kGroups * lanes; i += lanes) {
+        hn::Store(RoundWithin(d, hn::Load(d, center + i), F::kScaleLow, F::kScaleHigh), d,
+                  out.scale + i);
+      }
+      return;
+    }
     HWY_ALIGN float chosen[F::kGroups * kMaxLanes];
     const V other_error = FitIntegerScales<F, kWeighted>(d, block, other, center, reach, chosen);
     const auto better = hn::Lt(other_error, error);

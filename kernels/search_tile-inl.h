@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/transpose-inl.h"
 
@@ -38,10 +39,16 @@ struct Span {
   const float* x;
   const float* weight;    // unused where all errors count alike
   const float* constant;  // one vector: the value of blocks whose weights are all equal, else 0
+  // Where, if rows follow each other, as many weights lie that the next tiles are made from.
+  const float* ahead;
 
   // The same from vector `first` on.
   Span From(size_t first, size_t lanes) const {
-    return {x + first * lanes, weight + first * lanes, constant};
+    return {x + first * lanes, weight + first * lanes, constant, ahead + first * lanes};
+  }
+  // Asks for the weights ahead of `count` vectors.
+  HWY_INLINE void Prefetch(size_t count, size_t lanes) const {
+    for (size_t i = 0; i < count * lanes; i += 16) hwy::Prefetch(ahead + i);
   }
 };
 
