@@ -86,9 +86,9 @@ void PackCodeTile(const PlanarPlanes& planes, int64_t tile, uint8_t* out) {
   // A line of each row at a time.
   for (int64_t begin = 0; begin < codes; begin += 64) {
     const int64_t end = std::min(codes, begin + 64);
-    for (int64_t r = 0; r < kCodeTileRows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       const uint8_t* row = planes.codes + (first + r) * codes;
-      for (int64_t i = begin; i < end; ++i) out[i * kCodeTileRows + r] = r < rows ? row[i] : 0;
+      for (int64_t i = begin; i < end; ++i) out[i * kCodeTileRows + r] = row[i];
     }
   }
 }
@@ -118,8 +118,10 @@ WeightRows AdditiveRows::rows() const {
   weights.source = this;
   weights.decode = tiles_ == nullptr ? Decode : DecodeTiles;
   weights.decode_bf16 = DecodeBf16ByFloat;
-  weights.codes = reinterpret_cast<const std::byte*>(tiles_ == nullptr ? planes_.codes : tiles_);
-  weights.row_bytes = planes_.row_bytes();
+  if (tiles_ == nullptr) {
+    weights.codes = reinterpret_cast<const std::byte*>(planes_.codes);
+    weights.row_bytes = planes_.row_bytes();
+  }
   return weights;
 }
 

@@ -30,6 +30,7 @@ inline bool HasCodeTiles(const Scheme& scheme) {
 inline int64_t CodeTileBytes(const PlanarPlanes& planes) {
   return planes.row_bytes() * kCodeTileRows;
 }
+// `out`: CodeTileBytes() zeros.
 void PackCodeTile(const PlanarPlanes& planes, int64_t tile, uint8_t* out);
 
 class AdditiveRows {

@@ -416,7 +416,7 @@ Status MatmulAdditive(std::span<const Product<const AdditiveTables*>> products,
     }
   });
 
-  const int64_t task_rows = RowsPerTask(weight_rows, kTaskRows, weight_rows, workers);
+  const int64_t task_rows = RowsPerTask(weight_rows, kTileRows, weight_rows, workers);
   TaskList tasks;
   for (const auto& product : products) tasks.Add(DivideUp(product.weights->rows(), task_rows));
   parallel(tasks.count(), [&](int64_t index, int) {

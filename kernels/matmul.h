@@ -39,7 +39,7 @@ struct WeightRows {
   bool column_pairs = false;
 
   // Where the codes lie: `tile_rows` rows together, column range after column range; row_bytes for
-  // each row.
+  // each row. None: not to be asked for ahead.
   const std::byte* codes = nullptr;
   int64_t row_bytes = 0;
   int64_t tile_rows = 1;  // divides 16

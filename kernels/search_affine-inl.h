@@ -266,7 +266,9 @@ HWY_INLINE void SearchAffine(D d, const Span& block, AffineScales<F::kGroups>& o
   const V sign = SignOfMinima<F>(d, block);
   V largest_scale = hn::Zero(d), largest_min = hn::Zero(d);
   for (size_t g = 0; g < F::kGroups; ++g) {
-    const Line<V> line = SearchLine<F, kWeighted>(d, block.From(g * F::kGroup, lanes), sign);
+    const Span group = block.From(g * F::kGroup, lanes);
+    group.Prefetch(F::kGroup, lanes);
+    const Line<V> line = SearchLine<F, kWeighted>(d, group, sign);
     hn::Store(line.scale, d, ideal_scale + g * lanes);
     hn::Store(line.min, d, ideal_min + g * lanes);
     largest_scale = hn::Max(largest_scale, line.scale);
@@ -313,6 +315,7 @@ HWY_INLINE void SearchAffine(D d, const Span& block, AffineScales<F::kGroups>& o
 template <class F, bool kWeighted, class D, class V = FloatVec<D>>
 HWY_INLINE void SearchSingleLine(D d, const Span& block, AffineScales<1>& out) {
   const V one = hn::Set(d, 1.0f);
+  block.Prefetch(F::kGroup, hn::Lanes(d));
   const Line<V> free = SearchLine<F, kWeighted>(d, block, one);
   Line<V> line{RoundScaleToF16(d, free.scale), RoundToF16(d, free.min)};
   line.scale = ScaleOrRest(d, block, line.scale, line.min);

@@ -260,16 +260,16 @@ HWY_INLINE void SearchSymmetric(D d, const Span& block, SymmetricScales<F::kGrou
         hn::Store(RoundWithin(d, hn::Load(d, center + i), F::kScaleLow, F::kScaleHigh), d,
                   out.scale + i);
       }
-      return;
-    }
-    HWY_ALIGN float chosen[F::kGroups * kMaxLanes];
-    const V other_error = FitIntegerScales<F, kWeighted>(d, block, other, center, reach, chosen);
-    const auto better = hn::Lt(other_error, error);
-    super = hn::IfThenElse(better, other, super);
-    error = hn::Min(error, other_error);
-    for (size_t i = 0; i < F::kGroups * lanes; i += lanes) {
-      hn::Store(hn::IfThenElse(better, hn::Load(d, chosen + i), hn::Load(d, out.scale + i)), d,
-                out.scale + i);
+    } else {
+      HWY_ALIGN float chosen[F::kGroups * kMaxLanes];
+      const V other_error = FitIntegerScales<F, kWeighted>(d, block, other, center, reach, chosen);
+      const auto better = hn::Lt(other_error, error);
+      super = hn::IfThenElse(better, other, super);
+      error = hn::Min(error, other_error);
+      for (size_t i = 0; i < F::kGroups * lanes; i += lanes) {
+        hn::Store(hn::IfThenElse(better, hn::Load(d, chosen + i), hn::Load(d, out.scale + i)), d,
+                  out.scale + i);
+      }
     }
   };
   // The largest scale becomes the integer with the most room, the negative one, or one near it.
@@ -307,6 +307,7 @@ template <class F, bool kWeighted, class D, class V = FloatVec<D>>
 HWY_INLINE void SearchSingleScale(D d, const Span& block, SymmetricScales<1>& out) {
   using Book = typename F::Book;
   const V one = hn::Set(d, 1.0f);
+  block.Prefetch(F::kGroup, hn::Lanes(d));
   V scale = RoundScaleToF16(d, SearchGroupScale<F, kWeighted>(d, block));
   scale = UnlessConstant<F>(d, block, scale);
   V error = ScaleError<Book, F::kGroup, kWeighted>(d, block, scale);

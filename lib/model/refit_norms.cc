@@ -3,6 +3,7 @@
 #include <Eigen/Cholesky>
 #include <algorithm>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "lib/model/round_trip.h"
@@ -38,14 +39,16 @@ Result<Quadratic> QuadraticOf(const ChannelPair& pair, const Model& model,
     NIBBLE_ASSIGN_OR_RETURN(const RowMatrix w, DecodedMatrix(exact, parallel));
     NIBBLE_ASSIGN_OR_RETURN(const RowMatrix q, DecodedMatrix(now, parallel));
     constexpr int64_t kBand = 64;
-    RowMatrix wh(w.rows(), n);
+    RowMatrix wh = RowMatrix::Zero(w.rows(), n);
     parallel((w.rows() + kBand - 1) / kBand, [&](int64_t band, int) {
       const int64_t first = band * kBand, count = std::min(kBand, w.rows() - first);
-      wh.middleRows(first, count).noalias() = w.middleRows(first, count) * hessian;
+      AddProduct(Strided(w.data() + first * n, n), Strided(hessian.data(), n), count, n, n, 1.0f,
+                 wh.data() + first * n, n);
     });
     parallel((n + kBand - 1) / kBand, [&](int64_t band, int) {
       const int64_t first = band * kBand, count = std::min(kBand, n - first);
-      gram.middleRows(first, count).noalias() += q.middleCols(first, count).transpose() * q;
+      AddProduct(Transposed(q.data() + first, n), Strided(q.data(), n), count, n, q.rows(), 1.0f,
+                 gram.data() + first * n, n);
     });
     form.b += wh.cast<double>().cwiseProduct(q.cast<double>()).colwise().sum().transpose();
     form.energy += wh.cast<double>().cwiseProduct(w.cast<double>()).sum();
@@ -93,6 +96,11 @@ Result<ModelEdits> RefitNorms(const ModelSource& source, const Model& model,
         const auto shared =
             std::make_shared<const std::vector<double>>(gains.data(), gains.data() + n);
         edits.edits[pair.producer].push_back([shared](MutableTensorView norm) -> Status {
+          if (norm.rows * norm.cols != static_cast<int64_t>(shared->size())) {
+            return InvalidArgument("a norm of " + std::to_string(norm.rows * norm.cols) +
+                                   " gains where " + std::to_string(shared->size()) +
+                                   " were fitted");
+          }
           float* g = static_cast<float*>(norm.data);
           for (size_t i = 0; i < shared->size(); ++i) {
             g[i] = static_cast<float>(g[i] * (*shared)[i]);

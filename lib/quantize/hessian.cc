@@ -19,7 +19,7 @@ constexpr int64_t kBand = 120;
 int64_t Bands(int64_t count) { return (count + kBand - 1) / kBand; }
 
 // Overwrites the lower triangle of a symmetric matrix by L, A = L L^T, a panel of columns after
-// another. False where A is not positive definite.
+// another. False where A is not positive definite, or not finite.
 bool FactorLower(RowMatrixD& a, const ParallelFor& parallel) {
   const int64_t n = a.rows(), stride = a.cols();
   for (int64_t first = 0; first < n; first += kBand) {
@@ -40,7 +40,7 @@ bool FactorLower(RowMatrixD& a, const ParallelFor& parallel) {
                  rows, row + rows - rest, count, -1.0, a.data() + row * stride + rest, stride);
     });
   }
-  return true;
+  return a.diagonal().allFinite();
 }
 
 }  // namespace
@@ -131,9 +131,6 @@ Result<FeedbackFactor> FactorHessian(const RowMatrix& hessian, const ParallelFor
     return InvalidArgument("the Hessian is not positive definite");
   }
   const Eigen::VectorXd diagonal = lower.diagonal().reverse();
-  if (!(diagonal.minCoeff() > 0) || !diagonal.allFinite()) {
-    return InvalidArgument("the Hessian is not positive definite");
-  }
   FeedbackFactor factor;
   factor.unit = RowMatrix::Zero(n, n);
   parallel(n, [&](int64_t i, int) {
@@ -198,6 +195,10 @@ void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor&
   constexpr int64_t kColumns = 64;
   const int64_t n = factor.unit.cols();
   const float* t = factor.unit.data();
+  std::vector<std::vector<float>> lower;  // T^T of each block of the diagonal
+  for (int64_t first = 0; first < n; first += kColumns) {
+    lower.push_back(TransposeOf(t + first * (n + 1), n, std::min(kColumns, n - first)));
+  }
   parallel(Bands(rows.rows()), [&](int64_t band, int) {
     const int64_t row = band * kBand, count = std::min(kBand, rows.rows() - row);
     float* x = rows.data() + row * n;
@@ -205,8 +206,8 @@ void SolveRows(const FeedbackFactor& factor, RowMatrix& rows, const ParallelFor&
       const int64_t cols = std::min(kColumns, n - first), after = first + cols;
       AddProduct(Strided(x + after, n), Transposed(t + first * n + after, n), count, cols,
                  n - after, -1.0f, x + first, n);
-      const std::vector<float> lower = TransposeOf(t + first * (n + 1), n, cols);
-      SolveUnitLower(lower.data(), cols, cols, x + first, n, count);
+      SolveUnitLower(lower[static_cast<size_t>(first / kColumns)].data(), cols, cols, x + first, n,
+                     count);
     }
     for (int64_t i = row; i < row + count; ++i) {
       rows.row(i).array() /= factor.diagonal.transpose().array();

@@ -91,7 +91,8 @@ void AddCalibrate(CLI::App& app, Action& action) {
                    "The file to write: llama.cpp's GGUF, or its older format where the name ends "
                    "in .dat; Hessians as safetensors")
       ->required();
-  AddWindowOptions(*command, options->calibration, "all");
+  AddWindowOptions(*command, options->calibration, 0);
+  AddMemoryOption(*command, options->calibration);
   CLI::Option* process_output =
       command->add_flag("--process-output", options->output_layer,
                         "Of the output matrix (or the embeddings in its place) too");

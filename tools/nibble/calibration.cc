@@ -8,15 +8,19 @@
 
 namespace nibble::tools {
 
-void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std::string& windows) {
+void AddWindowOptions(CLI::App& command, CalibrationOptions& options, int64_t most_windows) {
   command
       .add_option("--calibration-context", options.context,
                   "Tokens in a window of the text; default 512, or the model's context")
       ->check(CLI::Range(int64_t{16}, int64_t{1} << 24));
   command
       .add_option("--calibration-windows", options.windows,
-                  "Stop after so many windows; default " + windows)
+                  "Stop after so many windows; default " +
+                      (most_windows > 0 ? std::to_string(most_windows) : "all"))
       ->check(CLI::PositiveNumber);
+}
+
+void AddMemoryOption(CLI::App& command, CalibrationOptions& options) {
   command
       .add_option(
           "--calibration-memory", options.activations.memory_bytes,

@@ -28,9 +28,13 @@ struct Calibration {
   CalibrationText text;
 };
 
-// --calibration-context, --calibration-windows and --calibration-memory; `windows`: the default, in
-// words.
-void AddWindowOptions(CLI::App& command, CalibrationOptions& options, const std::string& windows);
+// Windows of a calibration text that is longer, where no number is asked for.
+inline constexpr int64_t kMostWindows = 128;
+
+// --calibration-context and --calibration-windows; `most_windows`: the default, 0: all.
+void AddWindowOptions(CLI::App& command, CalibrationOptions& options, int64_t most_windows);
+// --calibration-memory
+void AddMemoryOption(CLI::App& command, CalibrationOptions& options);
 
 // Where activations lie: what is too large for memory, in the folder of the output.
 ActivationMemory ActivationsBeside(const std::string& output, const CalibrationOptions& options);

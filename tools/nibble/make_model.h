@@ -36,9 +36,6 @@ struct MakeModelOptions {
 // Options of all that write a model.
 void AddOutputOptions(CLI::App& command, MakeModelOptions& options);
 
-// Windows of a calibration text that is longer, where no number is asked for.
-inline constexpr int64_t kMostWindows = 128;
-
 int MakeModel(const MakeModelOptions& options);
 int MakeFolder(const MakeModelOptions& options);
 

@@ -71,7 +71,8 @@ void AddMethodOptions(CLI::App& command, MakeModelOptions& options) {
       .add_option("--hessians", calibration.hessians,
                   "A file that calibrate --hessians wrote: gptq needs no text and no run then")
       ->excludes(text);
-  AddWindowOptions(command, calibration, "128");
+  AddWindowOptions(command, calibration, kMostWindows);
+  AddMemoryOption(command, calibration);
   command
       .add_option(
           "--damping", calibration.damping,

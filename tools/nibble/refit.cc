@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -5,12 +6,13 @@
 #include <vector>
 
 #include "fmt/core.h"
+#include "nibble/equivalent.h"
 #include "nibble/quantize_model.h"
 #include "nibble/refit_norms.h"
+#include "nibble/tensor_error.h"
 #include "nlohmann/json.hpp"
 #include "tools/nibble/calibration.h"
 #include "tools/nibble/command.h"
-#include "tools/nibble/make_model.h"
 #include "tools/nibble/terminal.h"
 
 namespace nibble::tools {
@@ -25,55 +27,68 @@ struct RefitCommand {
   CommonOptions common;
 };
 
-// The matrices of `source` in their blocks.
-Result<Matrices> ReadMatrices(const ModelSource& source) {
-  Matrices matrices;
-  for (const ModelTensor& tensor : source.tensors()) {
-    if (GetFormatInfo(tensor.format).block_weights == 1 || tensor.dims.size() != 2) continue;
-    NIBBLE_ASSIGN_OR_RETURN(Buffer blocks, source.Read(tensor));
-    NIBBLE_ASSIGN_OR_RETURN(
-        matrices[tensor.name],
-        QuantizedTensor::Create(tensor.format, tensor.rows(), tensor.cols(), std::move(blocks)));
+struct Sources {
+  ModelSource model, reference;
+  std::vector<ChannelPair> norms;  // of the reference
+};
+
+// Opens both models. A preparation would have moved factors between norms and matrices: outputs
+// behind them cannot be compared then.
+Result<Sources> OpenSources(const RefitCommand& options) {
+  NIBBLE_ASSIGN_OR_RETURN(ModelSource model, ModelSource::Open(options.model));
+  NIBBLE_ASSIGN_OR_RETURN(ModelSource reference, ModelSource::Open(options.reference));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<ChannelPair> pairs, ChannelPairs(reference));
+  std::erase_if(pairs, [](const ChannelPair& pair) { return !pair.is_norm; });
+  for (const ChannelPair& pair : pairs) {
+    const ModelTensor* norm = model.Find(pair.producer);
+    if (norm == nullptr) {
+      return InvalidArgument(options.model + ": has no tensor " + pair.producer);
+    }
+    const Result<ErrorSums> sums =
+        CompareTensors(reference, *reference.Find(pair.producer), model, *norm, {});
+    if (!sums.ok()) return Status(sums.status()).WithContext(options.model + ": " + pair.producer);
+    if (sums->largest != 0) {
+      return InvalidArgument(options.model + ": " + pair.producer +
+                             " is not the reference's: the model was prepared or refitted");
+    }
   }
-  if (matrices.empty()) return InvalidArgument("no matrix is quantized in blocks");
+  return Sources{std::move(model), std::move(reference), std::move(pairs)};
+}
+
+// The matrices behind norms that are in blocks.
+Result<Matrices> ReadMatrices(const Sources& sources, const std::string& path) {
+  Matrices matrices;
+  for (const ChannelPair& pair : sources.norms) {
+    for (const std::string& name : pair.consumers) {
+      const ModelTensor* tensor = sources.model.Find(name);
+      if (tensor == nullptr) return InvalidArgument(path + ": has no tensor " + name);
+      if (GetFormatInfo(tensor->format).block_weights == 1) continue;
+      NIBBLE_ASSIGN_OR_RETURN(Buffer blocks, sources.model.Read(*tensor));
+      Result<QuantizedTensor> matrix = QuantizedTensor::Create(tensor->format, tensor->rows(),
+                                                               tensor->cols(), std::move(blocks));
+      if (!matrix.ok()) return Status(matrix.status()).WithContext(path + ": " + name);
+      matrices[name] = *std::move(matrix);
+    }
+  }
+  if (matrices.empty()) return InvalidArgument(path + ": no matrix behind a norm is in blocks");
   return matrices;
 }
 
-Result<std::vector<float>> Decode(const ModelSource& source, const ModelTensor& tensor) {
-  NIBBLE_ASSIGN_OR_RETURN(const Buffer bytes, source.Read(tensor));
-  std::vector<float> values(static_cast<size_t>(tensor.rows() * tensor.cols()));
-  NIBBLE_RETURN_IF_ERROR(Dequantize(tensor.format, bytes.bytes(),
-                                    ViewOf(values.data(), tensor.rows(), tensor.cols())));
-  return values;
-}
-
-// A preparation has moved factors between norms and matrices: outputs cannot be compared then.
-Status CheckNorms(const ModelSource& model, const ModelSource& reference, const ModelEdits& edits) {
-  for (const auto& [name, edit] : edits.edits) {
-    const ModelTensor* norm = model.Find(name);
-    if (norm == nullptr) return InvalidArgument("no tensor " + name);
-    const ModelTensor& original = *reference.Find(name);
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, Decode(model, *norm));
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> before, Decode(reference, original));
-    if (values != before) {
-      return InvalidArgument(name + " is not the reference's: the model was prepared or refitted");
-    }
+// What the arguments name must not be lost.
+Status CheckTarget(const RefitCommand& options, const Sources& sources, uint64_t bytes) {
+  if (options.output.ends_with(".safetensors")) {
+    return InvalidArgument(options.output + ": safetensors hold no blocks; name a GGUF file");
+  }
+  for (const ModelSource* source : {&sources.reference, &sources.model}) {
+    NIBBLE_RETURN_IF_ERROR(CheckModelTarget(*source, options.output, bytes, options.overwrite));
   }
   return OkStatus();
 }
 
-Status Work(const RefitCommand& options, std::vector<RefitNormReport>& reports) {
-  NIBBLE_ASSIGN_OR_RETURN(const ModelSource model, ModelSource::Open(options.model));
-  const auto of_model = [&](Status status) { return std::move(status).WithContext(options.model); };
-  const Result<Matrices> matrices = ReadMatrices(model);
-  if (!matrices.ok()) return of_model(matrices.status());
-  NIBBLE_ASSIGN_OR_RETURN(const ModelSource reference, ModelSource::Open(options.reference));
-  NIBBLE_ASSIGN_OR_RETURN(const Calibration calibration,
-                          LoadCalibration(options.reference, options.calibration, kMostWindows));
-  NIBBLE_RETURN_IF_ERROR(CheckModelTarget(model, options.output, 0, options.overwrite));
-
+Status Work(const RefitCommand& options, const Sources& sources, const Matrices& matrices,
+            const Calibration& calibration, std::vector<RefitNormReport>& reports) {
   ThreadPool pool(options.common.threads);
-  Result<ModelEdits> edits = ModelEdits();
+  ModelEdits edits;
   {
     ProgressDisplay display(options.common.quiet);
     RefitNormsOptions refit;
@@ -82,26 +97,26 @@ Status Work(const RefitCommand& options, std::vector<RefitNormReport>& reports) 
       display.Update(static_cast<double>(done) / static_cast<double>(batches), "", "refit");
       return true;
     };
-    edits = RefitNorms(reference, calibration.model, *matrices, calibration.text, refit, &reports);
+    NIBBLE_ASSIGN_OR_RETURN(edits, RefitNorms(sources.reference, calibration.model, matrices,
+                                              calibration.text, refit, &reports));
   }
-  if (!edits.ok()) return of_model(edits.status());
-  if (const Status same = CheckNorms(model, reference, *edits); !same.ok()) return of_model(same);
-  NIBBLE_ASSIGN_OR_RETURN(const ModelSource refitted, model.Edited(*std::move(edits)));
+  NIBBLE_ASSIGN_OR_RETURN(const ModelSource refitted, sources.model.Edited(std::move(edits)));
   ModelRecipe recipe;
   recipe.type = kCopyType;
   NIBBLE_ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(refitted, recipe));
+  NIBBLE_ASSIGN_OR_RETURN(const uint64_t bytes, PlannedBytes(plan));
+  NIBBLE_RETURN_IF_ERROR(CheckTarget(options, sources, bytes));
   ModelRunOptions run;
   run.parallel = pool.parallel_for();
   return WriteModel(refitted, plan, options.output, {}, run).status();
 }
 
-int Refit(const RefitCommand& options) {
-  std::vector<RefitNormReport> reports;
-  if (const Status status = Work(options, reports); !status.ok()) return Fail(status);
+void Print(const RefitCommand& options, const std::vector<RefitNormReport>& reports) {
   double before = 0, after = 0;
+  const double count = static_cast<double>(std::max<size_t>(1, reports.size()));
   for (const RefitNormReport& report : reports) {
-    before += report.error_before / static_cast<double>(reports.size());
-    after += report.error_after / static_cast<double>(reports.size());
+    before += report.error_before / count;
+    after += report.error_after / count;
   }
   if (options.common.json) {
     nlohmann::ordered_json document = {
@@ -116,6 +131,21 @@ int Refit(const RefitCommand& options) {
     fmt::print("{}: {} norms, mean relative error of the outputs behind them {:.4g}, was {:.4g}\n",
                options.output, reports.size(), after, before);
   }
+}
+
+int Refit(const RefitCommand& options) {
+  const Result<Sources> sources = OpenSources(options);
+  if (!sources.ok()) return Fail(sources.status());
+  const Result<Matrices> matrices = ReadMatrices(*sources, options.model);
+  if (!matrices.ok()) return Fail(matrices.status());
+  if (const Status status = CheckTarget(options, *sources, 0); !status.ok()) return Fail(status);
+  const Result<Calibration> calibration =
+      LoadCalibration(options.reference, options.calibration, kMostWindows);
+  if (!calibration.ok()) return Fail(calibration.status());  // too short a text is the caller's
+  std::vector<RefitNormReport> reports;
+  const Status done = Work(options, *sources, *matrices, *calibration, reports);
+  if (!done.ok()) return FailAtWork(done);
+  Print(options, reports);
   return kSuccess;
 }
 
@@ -134,7 +164,7 @@ void AddRefit(CLI::App& app, Action& action) {
       ->required();
   command->add_option("--calibration", options->calibration.text, "A text file")->required();
   command->add_option("-o,--output", options->output, "The file to write")->required();
-  AddWindowOptions(*command, options->calibration, "128");
+  AddWindowOptions(*command, options->calibration, kMostWindows);
   command->add_flag("--overwrite", options->overwrite, "Replace the output if it exists");
   AddCommonOptions(*command, options->common);
   command->callback([options, &action] { action = [options] { return Refit(*options); }; });
