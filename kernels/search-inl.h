@@ -27,7 +27,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 //                importance, for then the weights at the ends may count little
 //   kLargestBecomes  the integers that the largest scale of a block is tried as
 //   kReach       integers tried to either side of the free scale (and minimum)
-//   kRounds      times that super-scales are fitted to the codes, kRoundReach integers tried after
+//   kRounds      times that super-scales are fitted to the codes, kRoundReach integers tried after;
+//                kImportanceRounds, where there is one, likewise
 // Candidates stand in the order in which each, given those before it, lowers the error most, over
 // groups of Gaussian, Laplace and trained weights; how many there are is a matter of time.
 template <class BlockType, size_t groups, size_t group>
@@ -44,7 +45,7 @@ struct SearchQ2_K : SearchedFormat<BlockQ2_K, 16, 16> {
   static constexpr Stretch kImportanceStretches[] = {{0.8f, 0.4f}, {0.6f, 0},    {1.0f, 0.8f},
                                                      {1.8f, 0.4f}, {1.6f, 1.4f}, {0.2f, 0.2f},
                                                      {0.2f, 0},    {2.2f, 1.0f}};
-  static constexpr int kReach = 1, kRounds = 1, kRoundReach = 1;
+  static constexpr int kReach = 1, kRounds = 1, kImportanceRounds = 2, kRoundReach = 1;
 };
 struct SearchQ3_K : SearchedFormat<BlockQ3_K, 16, 16> {
   static constexpr bool kAffine = false;

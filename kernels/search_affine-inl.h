@@ -289,7 +289,7 @@ HWY_INLINE void SearchAffine(D d, const Span& block, AffineScales<F::kGroups>& o
                                           out.scale, out.min);
 
   // Fit the super-scales to the codes, then choose integers and codes again; keep what got better.
-  for (int round = 0; round < F::kRounds; ++round) {
+  for (int round = 0; round < Rounds<F, kWeighted>(); ++round) {
     const Line<V> fitted = FitSuperLine<F, kWeighted>(d, block, super, out.scale, out.min);
     HWY_ALIGN float chosen_scale[kSize];
     HWY_ALIGN float chosen_min[kSize];
@@ -322,7 +322,7 @@ HWY_INLINE void SearchSingleLine(D d, const Span& block, AffineScales<1>& out) {
   V error = LineError<F, kWeighted>(d, block, line);
   HWY_ALIGN float ones[kMaxLanes];
   hn::Store(one, d, ones);
-  for (int round = 0; round < F::kRounds; ++round) {
+  for (int round = 0; round < Rounds<F, kWeighted>(); ++round) {
     const Line<V> fitted = FitSuperLine<F, kWeighted>(d, block, line, ones, ones);
     const V fitted_error = LineError<F, kWeighted>(d, block, fitted);
     const auto better = hn::Lt(fitted_error, error);

@@ -253,7 +253,8 @@ HWY_INLINE void SearchSymmetric(D d, const Span& block, SymmetricScales<F::kGrou
   }
   V super = hn::Zero(d), error = hn::Set(d, 3e38f);
   const auto keep_better = [&](V other, const float* center, int reach) HWY_ATTR {
-    if constexpr (F::kReach == 0 && F::kRounds == 0 && std::size(F::kLargestBecomes) == 1) {
+    if constexpr (F::kReach == 0 && Rounds<F, kWeighted>() == 0 &&
+                  std::size(F::kLargestBecomes) == 1) {
       // Nothing to compare with.
       super = other;
       for (size_t i = 0; i < F::kGroups * lanes; i += lanes) {
@@ -295,7 +296,7 @@ HWY_INLINE void SearchSymmetric(D d, const Span& block, SymmetricScales<F::kGrou
     }
     return RoundToF16(d, hn::Add(super, DivOrZero(d, rq, qq)));
   };
-  for (int round = 0; round < F::kRounds; ++round) {
+  for (int round = 0; round < Rounds<F, kWeighted>(); ++round) {
     keep_better(fit(), out.scale, F::kRoundReach);
   }
   super = fit();
@@ -311,7 +312,7 @@ HWY_INLINE void SearchSingleScale(D d, const Span& block, SymmetricScales<1>& ou
   V scale = RoundScaleToF16(d, SearchGroupScale<F, kWeighted>(d, block));
   scale = UnlessConstant<F>(d, block, scale);
   V error = ScaleError<Book, F::kGroup, kWeighted>(d, block, scale);
-  for (int round = 0; round < F::kRounds; ++round) {
+  for (int round = 0; round < Rounds<F, kWeighted>(); ++round) {
     V rq = hn::Zero(d), qq = hn::Zero(d);
     AddScaleFit<Book, F::kGroup, kWeighted>(d, block, scale, one, rq, qq);
     const V fitted = RoundToF16(d, hn::Add(scale, DivOrZero(d, rq, qq)));

@@ -69,6 +69,15 @@ constexpr const auto& Stretches() {
   }
 }
 
+template <class F, bool kWeighted>
+constexpr int Rounds() {
+  if constexpr (kWeighted && requires { F::kImportanceRounds; }) {
+    return F::kImportanceRounds;
+  } else {
+    return F::kRounds;
+  }
+}
+
 // Round to nearest even, for |v| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
 inline constexpr float kRounder = 12582912.0f;
 template <class D, class V = FloatVec<D>>

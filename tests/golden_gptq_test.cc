@@ -37,7 +37,7 @@ struct Golden {
 };
 
 constexpr Golden kFormats[] = {
-    {"q2_K", "be3ac6e06f8d4e5c"},   {"q3_K", "755b73e769be7b6d"}, {"q4_K", "7715bb2d6122bf57"},
+    {"q2_K", "c9cb07c74507e09d"},   {"q3_K", "755b73e769be7b6d"}, {"q4_K", "7715bb2d6122bf57"},
     {"q5_K", "05e09ad6e7e9924b"},   {"q6_K", "98029a70b8f5c557"}, {"iq4_nl", "99a8d1389bda23fc"},
     {"iq4_xs", "b1c963b87f193ea7"}, {"q4_0", "1c1ebacd1040c559"}, {"q4_1", "ccc749ae2b68b8ae"},
     {"q5_0", "e0f3437dd054b07b"},   {"q5_1", "0db0383df0e0040b"}, {"q8_0", "52ecf7ee8f5f5bff"},

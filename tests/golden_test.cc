@@ -27,7 +27,7 @@ constexpr Golden kGolden[] = {
     {"q5_0", "910080444ac8e93c", "9dd70ecfbd4acec7"},
     {"q5_1", "48d3a826dba5b6f4", "83a0b51a919a56f4"},
     {"q8_0", "c288996ff106ecab", "c288996ff106ecab"},
-    {"q2_K", "49262c0f5b57fd3d", "f9b4494ab02dbee2"},
+    {"q2_K", "49262c0f5b57fd3d", "aab2ca3caac5398b"},
     {"q3_K", "9a4e4794aec8f342", "db10636416f7657f"},
     {"q4_K", "5c6dde62a40774f1", "6c87cf509ba1220e"},
     {"q5_K", "79dd85339d24270b", "b9994cc99cf066bc"},
