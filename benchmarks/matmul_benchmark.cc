@@ -64,7 +64,7 @@ QuantizedTensor RandomWeights(Format format, int64_t rows, int64_t cols) {
 }
 
 // Error energy of `values` over the energy of `exact`.
-double Nmse(const std::vector<float>& values, const std::vector<float>& exact) {
+double Nmse(std::span<const float> values, std::span<const float> exact) {
   double error = 0, energy = 0;
   for (size_t i = 0; i < exact.size(); ++i) {
     const double e = static_cast<double>(values[i]) - static_cast<double>(exact[i]);
@@ -108,7 +108,11 @@ void MeasureMatmul(benchmark::State& state, FormatInfo info, Shape shape, size_t
   for (size_t i = 0; i < activations.size(); ++i) {
     activations[i] = static_cast<float>(i * 2654435761u % 1024) / 512 - 1;
   }
-  std::vector<float> out(static_cast<size_t>(m_rows * shape.rows));
+  // Aligned as engines' buffers are.
+  auto memory = Buffer::Allocate(static_cast<size_t>(m_rows * shape.rows) * sizeof(float));
+  if (!memory.ok()) std::abort();
+  const std::span<float> out(reinterpret_cast<float*>(memory->data()),
+                             static_cast<size_t>(m_rows * shape.rows));
   const TensorView x = ViewOf(activations.data(), m_rows, shape.cols);
   const MutableTensorView y = ViewOf(out.data(), m_rows, shape.rows);
 

@@ -65,7 +65,11 @@ void Measure(benchmark::State& state, const std::string& scheme, Precision preci
   std::vector<QuantizedTensor> weights;
   for (size_t i = 0; i < copies; ++i) weights.push_back(Copy(first));
   const std::vector<float> activations = Values(static_cast<size_t>(m_rows * kCols));
-  std::vector<float> out(static_cast<size_t>(m_rows * kRows));
+  // Aligned as engines' buffers are.
+  auto memory = Buffer::Allocate(static_cast<size_t>(m_rows * kRows) * sizeof(float));
+  if (!memory.ok()) std::abort();
+  const std::span<float> out(reinterpret_cast<float*>(memory->data()),
+                             static_cast<size_t>(m_rows * kRows));
 
   const BareLoop bare =
       precision == Precision::kInt8PerRow ? FastestInt8BareLoop() : FastestBareLoop();

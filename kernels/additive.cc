@@ -118,6 +118,7 @@ WeightRows AdditiveRows::rows() const {
   weights.source = this;
   weights.decode = tiles_ == nullptr ? Decode : DecodeTiles;
   weights.decode_bf16 = DecodeBf16ByFloat;
+  weights.piece_cols = kBlockCols;
   if (tiles_ == nullptr) {
     weights.codes = reinterpret_cast<const std::byte*>(planes_.codes);
     weights.row_bytes = planes_.row_bytes();

@@ -46,14 +46,14 @@ void Pack(const W8A8Rows& a, int64_t m0, int64_t chunk, int64_t count, uint8_t* 
   }
 }
 
-void Decode(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols, uint8_t* panel) {
-  constexpr int64_t kRowsAhead = 4;
+void Decode(const int8_t* rows, const int8_t* next, int64_t row_bytes, int64_t n_count,
+            int64_t cols, uint8_t* panel) {
   for (int64_t n = 0; n < n_count; ++n) {
     uint8_t* to = panel + n * kChunkBytes;
     const int8_t* row = rows + n * row_bytes;
     for (int64_t k = 0; k < cols; k += kChunkBytes, to += kPairBytes) {
       const int64_t rest = std::min(kChunkBytes, cols - k);
-      _mm_prefetch(row + k + kRowsAhead * row_bytes, _MM_HINT_T0);
+      _mm_prefetch(next + n * row_bytes + k, _MM_HINT_T0);
       const __mmask64 mask = rest == 64 ? ~uint64_t{0} : (uint64_t{1} << rest) - 1;
       _mm512_store_si512(to, _mm512_maskz_loadu_epi8(mask, row + k));
     }

@@ -5,38 +5,50 @@
 namespace nibble {
 namespace {
 
-// Asks for the codes of weights that will be decoded. Blocks of a column range lie a row apart,
-// which the processor's own prefetchers do not see. Inlined by force: GCC 12 takes a function that
-// only prefetches for one without an effect, and drops the call.
-HWY_INLINE void PrefetchWeights(const WeightRows& weights, const TileStep& step, int64_t row) {
-  const int64_t col = step.chunk * kChunkCols;
-  const int64_t count = std::min(step.chunk_count * kChunkCols, weights.cols - col);
-  const int64_t tile_bytes = weights.tile_rows * weights.row_bytes;
-  const std::byte* at =
-      weights.codes + row / weights.tile_rows * tile_bytes + col * tile_bytes / weights.cols;
-  const std::byte* end = at + count * tile_bytes / weights.cols;
-  for (; at < end; at += 64) hwy::Prefetch(at);
-}
+// Decodes the pieces of panels, and asks for what lies a few rows on in a piece and in the next: a
+// whole block at once would fill the first-level cache's buffers, and reading wait for them.
+class PieceDecoder {
+ public:
+  explicit PieceDecoder(const WeightRows& weights)
+      : weights_(weights),
+        col_bytes_(static_cast<double>(weights.tile_rows * weights.row_bytes) /
+                   static_cast<double>(weights.cols)) {}
 
-// Decodes a step into panels, and asks for what lies a few rows on in it and in the next. Rows that
-// a last panel has no weights for stay as they are: their sums go nowhere.
-void DecodePanels(const WeightRows& weights, const TileStep& step, const TileStep& next,
-                  uint8_t* panels) {
-  constexpr int64_t kRowsAhead = 16;
-  const int64_t col = step.chunk * kChunkCols;
-  const int64_t count = std::min(step.chunk_count * kChunkCols, weights.cols - col);
-  for (int64_t r = 0; r < step.row_count; r += weights.tile_rows) {
-    const int64_t ahead = r + kRowsAhead;
-    if (ahead < step.row_count) {
-      PrefetchWeights(weights, step, step.row + ahead);
-    } else if (ahead - step.row_count < next.row_count) {
-      PrefetchWeights(weights, next, next.row + ahead - step.row_count);
+  // Rows that a last panel has no weights for stay as they are: their sums go nowhere.
+  void operator()(const TilePart& piece, const TilePart& next, uint8_t* panel) const {
+    constexpr int64_t kRowsAhead = 16;
+    for (int64_t r = 0; r < piece.row_count; r += weights_.tile_rows) {
+      const int64_t ahead = r + kRowsAhead;
+      if (ahead < piece.row_count) {
+        Prefetch(piece, ahead);
+      } else if (ahead - piece.row_count < next.row_count) {
+        Prefetch(next, ahead - piece.row_count);
+      }
+      weights_.decode_bf16(weights_, piece.row + r, piece.chunk * kChunkCols, Cols(piece),
+                           reinterpret_cast<uint16_t*>(panel + r * kChunkBytes), kPairBytes / 2);
     }
-    uint8_t* panel = panels + r / kPairRows * kPanelBytes + r % kPairRows * kChunkBytes;
-    weights.decode_bf16(weights, step.row + r, col, count, reinterpret_cast<uint16_t*>(panel),
-                        kPairBytes / 2);
   }
-}
+
+ private:
+  int64_t Cols(const TilePart& piece) const {
+    return std::min(piece.chunk_count * kChunkCols, weights_.cols - piece.chunk * kChunkCols);
+  }
+  int64_t Offset(int64_t cols) const {
+    return static_cast<int64_t>(static_cast<double>(cols) * col_bytes_);
+  }
+
+  // Inlined by force: GCC 12 takes a function that only prefetches for one without an effect, and
+  // drops the call.
+  HWY_INLINE void Prefetch(const TilePart& piece, int64_t r) const {
+    const std::byte* at =
+        weights_.codes + (piece.row + r) * weights_.row_bytes + Offset(piece.chunk * kChunkCols);
+    const std::byte* end = at + Offset(Cols(piece));
+    for (; at < end; at += 64) hwy::Prefetch(at);
+  }
+
+  const WeightRows& weights_;
+  double col_bytes_;  // of the codes of a column of a tile
+};
 
 int64_t Chunks(int64_t cols) { return DivideUp(cols, kChunkCols); }
 
@@ -59,10 +71,10 @@ Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> pro
     most_rows = std::max(most_rows, a.rows);
   }
   const int64_t task_rows = RowsPerTask(weight_rows, kPairRows, weight_rows, workers);
-  const int64_t step_rows = std::min(StepRows(most_rows), task_rows);
+  const int64_t block_rows = std::min(BlockRows(most_rows), task_rows);
   WorkMemory memory;
   const auto slabs_part = memory.Add<uint8_t>(bytes);
-  const TileScratch<float> scratch(&memory, workers, step_rows, most_rows);
+  const TileScratch<float> scratch(&memory, workers, block_rows, most_rows);
   if (!memory.Allocate()) return OutOfMemory("matmul: no memory for packed operands");
   uint8_t* const slabs = memory.At(slabs_part);
   parallel(pairs.count(), [&](int64_t index, int) {
@@ -92,12 +104,12 @@ Status MatmulBf16(const GemmBf16& gemm, std::span<const Product<WeightRows>> pro
     task.n_rows = std::min(task_rows, weights.rows - task.n0);
     task.m0 = number / n_tasks * kSlabRows;
     task.m_rows = std::min(kSlabRows, product.activations.rows - task.m0);
-    if (weights.tile_rows > 1) task.few_chunks = kBlockChunks / 2;
+    task.piece_chunks = DivideUp(weights.piece_cols, kChunkCols);
+    // Larger pieces leave no room for activations in the first-level cache.
+    task.few_rows = weights.piece_cols <= kPieceCols ? kMostFewRows : kPairRows;
     MultiplyTileTask(
-        gemm.tiles, chunks, slabs + begins[i] + SlabBytes(task.m0, chunks), task, step_rows,
-        [&](const TileStep& step, const TileStep& next, uint8_t* to) {
-          DecodePanels(weights, step, next, to);
-        },
+        gemm.tiles, chunks, slabs + begins[i] + SlabBytes(task.m0, chunks), task, block_rows,
+        PieceDecoder(weights),
         [&](const float* totals, int64_t m, int64_t m_count, int64_t n, int64_t n_count) {
           gemm.store(totals, product.output, m, m_count, n, n_count);
         },

@@ -15,15 +15,21 @@
 //   sums    four tiles of 16 x 16, (n tile, m tile) = (0, 0), (0, 1), (1, 0), (1, 1)
 //
 // 32 activation rows of a block fill two thirds of a first-level cache of 48 KiB and are multiplied
-// with panel after panel, which stream past them from the second level. A step's panels and its
+// with panel after panel, which stream past them from the second level. A block's panels and its
 // sums for a slab's rows fill three quarters of that one. What remains comes from beyond: the next
-// 32 activation rows, which are asked for ahead.
+// 32 activation rows, which are asked for ahead. Few activation rows are multiplied with one panel
+// over many columns instead, and their sums stay in tiles.
 //
 // Slower, with AMX: panels that stay while activations pass by, because those fill as much of the
 // second-level cache as the panels and as many lines again, asked for ahead; decoding the next
 // panel between the products of this one, which costs what it saves (loads of tiles wait behind
-// those of codes); sums of all columns in tiles, with both operands from the second level, which
-// delivers 48 of the 64 bytes a cycle that this needs; sums that are loaded into tiles.
+// those of codes); asking for the next block's codes between products, since each line that comes
+// from memory holds one of the sixteen buffers that loads of tiles need; finished sums that go to
+// the output between products, for the same reason; sums of all columns in tiles where activations
+// are many, with both operands from the second level, which delivers 48 of the 64 bytes a cycle
+// that this needs; sums that are loaded into tiles. Large pages change nothing. With numbers that
+// change from tile to tile the processor's clock falls: a loop of products of tiles that all lie in
+// the first-level cache reaches nine tenths of one that loads none.
 #ifndef NIBBLE_KERNELS_GEMM_TILES_H_
 #define NIBBLE_KERNELS_GEMM_TILES_H_
 
@@ -99,45 +105,44 @@ void ForSlabBlocks(int64_t rows, int64_t chunks, int64_t m, const Function& func
 // One task's part of a product: weight rows [n0, n0 + n_rows) by one slab's activation rows.
 struct TileTask {
   int64_t n0, n_rows, m0, m_rows;
-  // Chunks of a step with at most kPairRows activation rows. Half a block keeps panel and slab in
-  // the first-level cache; where rows are decoded one by one, what each call costs weighs more.
-  int64_t few_chunks = kBlockChunks;
+  int64_t piece_chunks;  // that are decoded at a time, a divisor of a block's
+  int64_t few_rows;      // up to which all activation rows meet 32 weight rows after another
 };
 
-// Weights that are decoded together: chunks [chunk, chunk + chunk_count) of rows
-// [row, row + row_count).
-struct TileStep {
-  int64_t row, row_count, chunk, chunk_count;
+// Weights: chunks [chunk, chunk + chunk_count) of rows [row, row + row_count).
+struct TilePart {
+  int64_t row = 0, row_count = 0, chunk = 0, chunk_count = 0;
 };
 
-// The weight rows of a step where products have at most so many activation rows.
-inline int64_t StepRows(int64_t activation_rows) {
-  // Panels that are used so few times should not leave the first-level cache.
-  constexpr int64_t kFewRows = 64;
-  constexpr int64_t kMostStepRows = 512;
-  if (activation_rows <= kFewRows) return kPairRows;
+// Up to so many activation rows may meet 32 weight rows over kDeepChunks at a time.
+inline constexpr int64_t kMostFewRows = 128;
+inline constexpr int64_t kDeepChunks = 128;
+
+// The weight rows of a block where products have at most so many activation rows.
+inline int64_t BlockRows(int64_t activation_rows) {
+  constexpr int64_t kMostBlockRows = 512;
   const int64_t row_bytes =
       kBlockChunks * kChunkBytes + 4 * std::min(kSlabRows, RoundUp(activation_rows, kPairRows));
   const int64_t rows = SecondLevelCacheBytes() / 4 * 3 / row_bytes;
-  return std::clamp(rows / kPairRows * kPairRows, kPairRows, kMostStepRows);
+  return std::clamp(rows / kPairRows * kPairRows, kPairRows, kMostBlockRows);
 }
 
 // What a worker needs in memory.
 template <class Sum>
 struct TileMemory {
-  uint8_t* panels;  // of a step
+  uint8_t* panels;  // of a block
   Sum* sums;        // of a product
-  Sum* totals;      // of a step, by activation rows, then by panel
+  Sum* totals;      // of a block, by activation rows, then by panel
 };
 
-// That of all workers, for steps of `step_rows` weight rows and products of at most
+// That of all workers, for blocks of `block_rows` weight rows and products of at most
 // `activation_rows`.
 template <class Sum>
 class TileScratch {
  public:
-  TileScratch(WorkMemory* memory, int workers, int64_t step_rows, int64_t activation_rows)
-      : panel_bytes_(step_rows / kPairRows * kPanelBytes),
-        sums_(kPairSums + step_rows * std::min(kSlabRows, RoundUp(activation_rows, kPairRows))),
+  TileScratch(WorkMemory* memory, int workers, int64_t block_rows, int64_t activation_rows)
+      : panel_bytes_(std::max(block_rows / kPairRows * kPanelBytes, kDeepChunks * kPairBytes)),
+        sums_(kPairSums + block_rows * std::min(kSlabRows, RoundUp(activation_rows, kPairRows))),
         panels_part_(memory->Add<uint8_t>(workers * panel_bytes_)),
         sums_part_(memory->Add<Sum>(workers * sums_)) {}
 
@@ -152,95 +157,164 @@ class TileScratch {
   WorkMemory::Part<Sum> sums_part_;
 };
 
-// Multiplies a decoded step with the slab's rows. 32 activation rows meet all panels before the
-// next 32 do, and their finished sums go out in stretches of `row_count`: each row of the output
-// lies on pages of its own.
-template <class Sum, class Store>
-void MultiplyTileStep(const TileUnit<Sum>& unit, const uint8_t* slab, const TileTask& task,
-                      const TileStep& step, bool last, const Store& store,
-                      const TileMemory<Sum>& memory) {
-  // With fewer panels than these the next activation rows are not asked for.
-  constexpr int64_t kFewestPanelsToAsk = 4;
-  const int64_t panels = DivideUp(step.row_count, kPairRows);
-  const int64_t slab_bytes = step.chunk_count * kPairBytes;
-  Sum* totals = memory.totals;
-  for (int64_t m = 0; m < task.m_rows; m += kPairRows, slab += slab_bytes) {
-    const int64_t m_count = std::min(kPairRows, task.m_rows - m);
-    Sum* m_totals = totals;
-    Addition<Sum> before;
-    Ahead ahead{slab + slab_bytes, panels < kFewestPanelsToAsk ? 0 : DivideUp(kPairRows, panels)};
-    const uint8_t* panel = memory.panels;
-    for (int64_t r = 0; r < step.row_count; r += kPairRows, panel += kPanelBytes) {
-      unit.multiply(panel, slab, step.chunk_count, step.row_count - r > kTileRows ? 2 : 1,
-                    m_count > kTileRows ? 2 : 1, memory.sums, before, ahead);
-      before = {memory.sums, totals, step.chunk == 0};
-      totals += kPairSums;
-      ahead.next += step.chunk_count * ahead.lines * kChunkBytes;
-    }
-    unit.add(before);
-    for (int64_t r = 0; last && r < step.row_count; r += kPairRows, m_totals += kPairSums) {
-      store(m_totals, task.m0 + m, m_count, step.row + r, std::min(kPairRows, step.row_count - r));
-    }
-  }
-}
-
-// A task of at most kPairRows activation rows: 32 weight rows after another, whose sums stay in the
-// tile unit over all chunks.
+// A task's products over `chunks`, block after block: decoded rows over a range of chunks, which
+// all activation rows meet.
 template <class Sum, class Decode, class Store>
-void MultiplyFewRows(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* slab,
-                     const TileTask& task, const Decode& decode, const Store& store,
-                     const TileMemory<Sum>& memory) {
-  const int64_t step_chunks = task.few_chunks;
-  const int64_t end = task.n0 + task.n_rows;
-  const int m_tiles = task.m_rows > kTileRows ? 2 : 1;
-  for (int64_t row = task.n0; row < end; row += kPairRows) {
-    const int64_t row_count = std::min(kPairRows, end - row);
-    for (int64_t chunk = 0; chunk < chunks; chunk += step_chunks) {
-      const int64_t count = std::min(step_chunks, chunks - chunk);
-      const bool last = chunk + count == chunks;
-      TileStep next = {row, row_count, chunk + count,
-                       std::min(step_chunks, chunks - chunk - count)};
-      if (last) {
-        next = {row + row_count, std::min(kPairRows, end - row - row_count), 0,
-                std::min(step_chunks, chunks)};
-      }
-      decode(TileStep{row, row_count, chunk, count}, next, memory.panels);
-      unit.accumulate(memory.panels, slab + chunk * kPairBytes, count,
-                      row_count > kTileRows ? 2 : 1, m_tiles, chunk == 0,
-                      last ? memory.sums : nullptr);
-    }
-    store(memory.sums, task.m0, task.m_rows, row, row_count);
-  }
-}
+class TileProduct {
+ public:
+  // decode(piece, next, panel) decodes a piece of a panel and may ask for the codes of the next
+  // one; store(totals, m, m_count, n, n_count) writes a pair's totals out.
+  TileProduct(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* slabs, const TileTask& task,
+              int64_t block_rows, const Decode& decode, const Store& store,
+              const TileMemory<Sum>& memory)
+      : unit_(unit),
+        decode_(decode),
+        store_(store),
+        slabs_(slabs),
+        memory_(memory),
+        task_(task),
+        chunks_(chunks),
+        padded_m_(RoundUp(task.m_rows, kPairRows)),
+        few_(task.m_rows <= task.few_rows),
+        most_rows_(few_ ? kPairRows : block_rows),
+        most_chunks_(few_ ? kDeepChunks : kBlockChunks) {}
 
-// A task's products over `chunks`. decode(step, next, panels) makes the panels of a step and may
-// ask for the codes of the next; store(totals, m, m_count, n, n_count) writes a pair's totals out.
+  void Run() {
+    unit_.enter();
+    block_ = BlockAt(task_.n0, 0);
+    piece_ = FirstPiece(block_);
+    while (block_.row_count > 0) {
+      if (few_) {
+        MultiplyDeep();
+      } else {
+        MultiplyWide();
+      }
+      block_ = After(block_);
+    }
+    unit_.leave();
+  }
+
+ private:
+  // Blocks and pieces in their order, which ends with no rows.
+  TilePart BlockAt(int64_t row, int64_t chunk) const {
+    return {row, std::min(most_rows_, task_.n0 + task_.n_rows - row), chunk,
+            std::min(most_chunks_, chunks_ - chunk)};
+  }
+  TilePart After(const TilePart& block) const {
+    const int64_t chunk = block.chunk + block.chunk_count;
+    return chunk < chunks_ ? BlockAt(block.row, chunk) : BlockAt(block.row + block.row_count, 0);
+  }
+  TilePart FirstPiece(const TilePart& block) const {
+    return {block.row, std::min(kPairRows, block.row_count), block.chunk,
+            std::min(task_.piece_chunks, block.chunk_count)};
+  }
+  TilePart NextPiece(const TilePart& piece) const {
+    const int64_t chunk = piece.chunk + piece.chunk_count, end = block_.chunk + block_.chunk_count;
+    if (chunk < end) {
+      return {piece.row, piece.row_count, chunk, std::min(task_.piece_chunks, end - chunk)};
+    }
+    const int64_t row = piece.row + piece.row_count,
+                  rows_left = block_.row + block_.row_count - row;
+    if (rows_left == 0) return FirstPiece(After(block_));
+    return {row, std::min(kPairRows, rows_left), block_.chunk,
+            std::min(task_.piece_chunks, block_.chunk_count)};
+  }
+
+  uint8_t* Panel(int64_t r, int64_t chunk) const {
+    // No other activation rows will need it: it need not leave the first-level cache.
+    if (task_.m_rows <= kPairRows) return memory_.panels;
+    return memory_.panels + r / kPairRows * kPanelBytes + (chunk - block_.chunk) * kPairBytes;
+  }
+  const uint8_t* Slab(int64_t m, int64_t chunk) const {
+    const int64_t first = chunk / kBlockChunks * kBlockChunks;
+    return slabs_ +
+           (first * padded_m_ + m * std::min(kBlockChunks, chunks_ - first)) * kChunkBytes +
+           (chunk - first) * kPairBytes;
+  }
+  Sum* Totals(int64_t m, int64_t r) const {
+    return memory_.totals +
+           (m / kPairRows * DivideUp(block_.row_count, kPairRows) + r / kPairRows) * kPairSums;
+  }
+  int64_t Rows(int64_t r) const { return std::min(kPairRows, block_.row_count - r); }
+  int64_t ActivationRows(int64_t m) const { return std::min(kPairRows, task_.m_rows - m); }
+  static int Tiles(int64_t rows) { return rows > kTileRows ? 2 : 1; }
+  bool last() const { return block_.chunk + block_.chunk_count == chunks_; }
+
+  // Decodes what comes next, in the panels of the block.
+  void DecodePiece() {
+    const TilePart piece = piece_;
+    piece_ = NextPiece(piece);
+    decode_(piece, piece_, Panel(piece.row - block_.row, piece.chunk));
+  }
+
+  // A block of one panel, whose sums stay in the tile unit. The first 32 activation rows meet each
+  // piece as soon as it is decoded: the processor then does both at once.
+  void MultiplyDeep() {
+    const int64_t end = block_.chunk + block_.chunk_count;
+    for (int64_t m = 0; m < task_.m_rows; m += kPairRows) {
+      const int64_t most = m == 0 ? task_.piece_chunks : kBlockChunks;
+      for (int64_t chunk = block_.chunk; chunk < end; chunk += most) {
+        const int64_t count = std::min(most, end - chunk);
+        if (m == 0) DecodePiece();
+        unit_.accumulate(Panel(0, chunk), Slab(m, chunk), count, Tiles(block_.row_count),
+                         Tiles(ActivationRows(m)), chunk == block_.chunk,
+                         chunk + count == end ? memory_.sums : nullptr);
+      }
+      const Sum* totals = memory_.sums;
+      if (chunks_ > kDeepChunks) {
+        unit_.add({memory_.sums, Totals(m, 0), block_.chunk == 0});
+        totals = Totals(m, 0);
+      }
+      if (last()) store_(totals, task_.m0 + m, ActivationRows(m), block_.row, block_.row_count);
+    }
+  }
+
+  // A block of many panels: 32 activation rows meet all of them before the next 32 do, and their
+  // finished sums go out in stretches of `row_count`, as each row of the output lies on pages of
+  // its own.
+  void MultiplyWide() {
+    // With fewer panels than these the next activation rows are not asked for.
+    constexpr int64_t kFewestPanelsToAsk = 4;
+    const int64_t panels = DivideUp(block_.row_count, kPairRows);
+    const int64_t pieces = panels * DivideUp(block_.chunk_count, task_.piece_chunks);
+    for (int64_t i = 0; i < pieces; ++i) DecodePiece();
+    for (int64_t m = 0; m < task_.m_rows; m += kPairRows) {
+      const uint8_t* slab = Slab(m, block_.chunk);
+      Addition<Sum> before;
+      Ahead ahead{slab + block_.chunk_count * kPairBytes,
+                  panels < kFewestPanelsToAsk ? 0 : DivideUp(kPairRows, panels)};
+      for (int64_t r = 0; r < block_.row_count; r += kPairRows) {
+        unit_.multiply(Panel(r, block_.chunk), slab, block_.chunk_count, Tiles(Rows(r)),
+                       Tiles(ActivationRows(m)), memory_.sums, before, ahead);
+        before = {memory_.sums, Totals(m, r), block_.chunk == 0};
+        ahead.next += block_.chunk_count * ahead.lines * kChunkBytes;
+      }
+      unit_.add(before);
+      for (int64_t r = 0; last() && r < block_.row_count; r += kPairRows) {
+        store_(Totals(m, r), task_.m0 + m, ActivationRows(m), block_.row + r, Rows(r));
+      }
+    }
+  }
+
+  const TileUnit<Sum>& unit_;
+  const Decode& decode_;
+  const Store& store_;
+  const uint8_t* slabs_;
+  TileMemory<Sum> memory_;
+  TileTask task_;
+  int64_t chunks_, padded_m_;
+  bool few_;
+  int64_t most_rows_, most_chunks_;  // of a block
+  TilePart block_, piece_;
+};
+
+// A task's products: see TileProduct.
 template <class Sum, class Decode, class Store>
 void MultiplyTileTask(const TileUnit<Sum>& unit, int64_t chunks, const uint8_t* slabs,
-                      const TileTask& task, int64_t step_rows, const Decode& decode,
+                      const TileTask& task, int64_t block_rows, const Decode& decode,
                       const Store& store, const TileMemory<Sum>& memory) {
-  const int64_t padded_m = RoundUp(task.m_rows, kPairRows), end = task.n0 + task.n_rows;
-  TileStep step{task.n0, std::min(step_rows, task.n_rows), 0, std::min(kBlockChunks, chunks)};
-  unit.enter();
-  if (task.m_rows <= kPairRows) {
-    MultiplyFewRows(unit, chunks, slabs, task, decode, store, memory);
-    return unit.leave();
-  }
-  while (step.row < end) {
-    TileStep next = step;
-    next.chunk += step.chunk_count;
-    if (next.chunk == chunks) {
-      next.row += step.row_count;
-      next.row_count = std::min(step_rows, end - next.row);
-      next.chunk = 0;
-    }
-    next.chunk_count = std::min(kBlockChunks, chunks - next.chunk);
-    decode(step, next, memory.panels);
-    MultiplyTileStep(unit, slabs + step.chunk * kChunkBytes * padded_m, task, step, next.chunk == 0,
-                     store, memory);
-    step = next;
-  }
-  unit.leave();
+  TileProduct<Sum, Decode, Store>(unit, chunks, slabs, task, block_rows, decode, store, memory)
+      .Run();
 }
 
 }  // namespace nibble

@@ -239,28 +239,22 @@ void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, con
   }
 }
 
-// Copies a step's codes to panels.
-void DecodePanels(const TilesW8A8& tiles, const PlanarPlanes& planes, const TileStep& step,
-                  uint8_t* panels) {
-  const int8_t* codes = reinterpret_cast<const int8_t*>(planes.codes);
-  const int64_t col = step.chunk * kChunkBytes;
-  const int64_t count = std::min(step.chunk_count * kChunkBytes, planes.cols - col);
-  for (int64_t r = 0; r < step.row_count; r += kPairRows, panels += kPanelBytes) {
-    tiles.decode(codes + (step.row + r) * planes.cols + col, planes.cols,
-                 std::min(kPairRows, step.row_count - r), count, panels);
-  }
-}
-
 // One task in tiles. `slabs` begin with the first of all activation rows.
 void MultiplyTiles(const TilesW8A8& tiles, const Product<W8A8Weights>& product, const W8A8Rows& a,
-                   const uint8_t* slabs, const TileTask& task, int64_t step_rows,
+                   const uint8_t* slabs, const TileTask& task, int64_t block_rows,
                    const TileMemory<int32_t>& memory) {
   const PlanarPlanes& planes = product.weights.planes;
   const int64_t chunks = a.stride / kChunkBytes;
+  const auto codes_at = [&](const TilePart& piece) {
+    return reinterpret_cast<const int8_t*>(planes.codes) + piece.row * planes.cols +
+           piece.chunk * kChunkBytes;
+  };
   MultiplyTileTask(
-      tiles.tiles, chunks, slabs + SlabBytes(task.m0, chunks), task, step_rows,
-      [&](const TileStep& step, const TileStep&, uint8_t* panels) {
-        DecodePanels(tiles, planes, step, panels);
+      tiles.tiles, chunks, slabs + SlabBytes(task.m0, chunks), task, block_rows,
+      [&](const TilePart& piece, const TilePart& next, uint8_t* panel) {
+        const int64_t cols = planes.cols - piece.chunk * kChunkBytes;
+        tiles.decode(codes_at(piece), codes_at(next), planes.cols, piece.row_count,
+                     std::min(cols, piece.chunk_count * kChunkBytes), panel);
       },
       [&](const int32_t* totals, int64_t m, int64_t m_count, int64_t n, int64_t n_count) {
         float scales[kPairRows] = {};
@@ -307,14 +301,14 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
     if (in_tiles(i)) most_rows = std::max(most_rows, rows);
   }
   const int64_t task_rows = RowsPerTask(weight_rows, kPairRows, weight_rows, workers);
-  const int64_t step_rows = most_rows > 0 ? std::min(StepRows(most_rows), task_rows) : 0;
+  const int64_t block_rows = most_rows > 0 ? std::min(BlockRows(most_rows), task_rows) : 0;
 
   WorkMemory memory;
   const auto codes_part = memory.Add<int8_t>(layout.elements());
   const auto scales_part = memory.Add<float>(layout.elements() / kAlign);
   const auto sums_part = memory.Add<int32_t>(layout.elements() / kAlign);
   const auto slabs_part = memory.Add<uint8_t>(slab_bytes);
-  const TileScratch<int32_t> scratch(&memory, workers, step_rows, most_rows);
+  const TileScratch<int32_t> scratch(&memory, workers, block_rows, most_rows);
   if (!memory.Allocate()) return OutOfMemory("matmul: no memory for activations");
   int8_t* const codes = memory.At(codes_part);
   float* const scales = memory.At(scales_part);
@@ -381,8 +375,10 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
     task.n_rows = std::min(task_rows, n_rows - task.n0);
     task.m0 = number / n_tasks * kSlabRows;
     task.m_rows = std::min(kSlabRows, products[i].activations.rows - task.m0);
+    task.piece_chunks = kPieceCols / kChunkBytes;
+    task.few_rows = kMostFewRows;
     if (!in_tiles(i)) return MultiplyVectors(products[i], rounded[i], task);
-    MultiplyTiles(*tiles, products[i], rounded[i], slabs + slab_begins[i], task, step_rows,
+    MultiplyTiles(*tiles, products[i], rounded[i], slabs + slab_begins[i], task, block_rows,
                   scratch.Of(memory, worker));
   });
   return OkStatus();

@@ -46,8 +46,9 @@ struct TilesW8A8 {
   // `chunk` on, into their part of a slab.
   void (*pack)(const W8A8Rows& rows, int64_t m0, int64_t chunk, int64_t count, uint8_t* slab);
   // 32 rows of weights, `row_bytes` apart, `n_count` of them there, `cols` columns, into a panel.
-  void (*decode)(const int8_t* rows, int64_t row_bytes, int64_t n_count, int64_t cols,
-                 uint8_t* panel);
+  // Asks for those at `next`.
+  void (*decode)(const int8_t* rows, const int8_t* next, int64_t row_bytes, int64_t n_count,
+                 int64_t cols, uint8_t* panel);
   // Scales totals and writes them to out[m0 + m, n0 + n] for m < m_count, n < n_count.
   void (*store)(const int32_t* totals, const W8A8Rows& rows, const float* weight_scales,
                 const ProductOutput& output, int64_t m0, int64_t m_count, int64_t n0,

@@ -15,6 +15,12 @@
 
 namespace nibble {
 
+// Columns that all products take at a time: decoded weights of a block stay in the first-level
+// cache and partial sums are added in the order of the blocks, so that results depend on no thread
+// count.
+inline constexpr int64_t kBlockCols = 512;
+inline constexpr int64_t kPieceCols = 128;
+
 // A weight matrix [rows, cols] as rows that decode. Columns are asked for from multiples of `unit`,
 // in multiples of `unit` or up to the end of the row.
 struct WeightRows {
@@ -37,6 +43,7 @@ struct WeightRows {
   Decode decode = nullptr;
   DecodeBf16 decode_bf16 = nullptr;
   bool column_pairs = false;
+  int64_t piece_cols = kPieceCols;  // that decode_bf16 does best at a time, at most kBlockCols
 
   // Where the codes lie: `tile_rows` rows together, column range after column range; row_bytes for
   // each row. None: not to be asked for ahead.
@@ -108,11 +115,6 @@ class TaskList {
  private:
   std::vector<int64_t> ends_;
 };
-
-// Columns that all products take at a time: decoded weights of a block stay in the first-level
-// cache and partial sums are added in the order of the blocks, so that results depend on no thread
-// count.
-inline constexpr int64_t kBlockCols = 512;
 
 constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return DivideUp(a, b) * b; }

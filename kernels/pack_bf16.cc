@@ -127,6 +127,40 @@ void DecodeBlocksBf16(const WeightRows& weights, int64_t row, int64_t col, int64
   }
 }
 
+// --- Numbers ---
+
+// Vectors of DF from numbers at any address.
+HWY_INLINE VF LoadNumbers(const float* from, DF df) { return hn::LoadU(df, from); }
+HWY_INLINE VF LoadNumbers(const hwy::float16_t* from, DF df) {
+  return hn::PromoteTo(df, hn::LoadU(hn::Rebind<hwy::float16_t, DF>(), from));
+}
+
+template <class Number>
+void DecodeNumbersBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                       uint16_t* out, int64_t stride) {
+  const DF df;
+  const hn::Repartition<uint16_t, DF> d16;
+  const size_t lanes = hn::Lanes(df);
+  const Number* numbers = reinterpret_cast<const Number*>(
+      static_cast<const std::byte*>(weights.source) + row * weights.row_bytes);
+  numbers += col;
+  const auto chunk = [&](const Number* from) HWY_ATTR {
+    for (size_t i = 0; i < kChunk; i += 2 * lanes) {
+      if constexpr (std::is_same_v<Number, uint16_t>) {
+        hn::StoreU(hn::LoadU(d16, from + i), d16, out + i);
+      } else {
+        StorePair(LoadNumbers(from + i, df), LoadNumbers(from + i + lanes, df), out + i);
+      }
+    }
+  };
+  for (; count >= kChunk; count -= kChunk, numbers += kChunk, out += stride) chunk(numbers);
+  if (count == 0) return;
+  Number last[kChunk];
+  std::memset(last, 0, sizeof(last));
+  std::memcpy(last, numbers, static_cast<size_t>(count) * sizeof(Number));
+  chunk(last);
+}
+
 // --- Packed tiles ---
 
 // Shifts left by kBy, or right where it is negative.
@@ -214,6 +248,9 @@ void RoundToBf16(const float* values, int64_t count, uint16_t* out, int64_t stri
 }
 
 WeightRows::DecodeBf16 FindDecodeBf16(Format format) {
+  if (format == Format::kF32) return DecodeNumbersBf16<float>;
+  if (format == Format::kF16) return DecodeNumbersBf16<hwy::float16_t>;
+  if (format == Format::kBF16) return DecodeNumbersBf16<uint16_t>;
   WeightRows::DecodeBf16 found = nullptr;
   VisitCodec(format, [&](auto codec) { found = DecodeBlocksBf16<decltype(codec)>; });
   return found;

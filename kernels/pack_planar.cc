@@ -15,6 +15,7 @@ WeightRows PlanarRows::rows() const {
   weights.source = this;
   weights.decode = Decode;
   weights.decode_bf16 = DecodeBf16ByFloat;
+  weights.piece_cols = kBlockCols;
   weights.codes = reinterpret_cast<const std::byte*>(planes_.codes);
   weights.row_bytes = PlanarRowBytes(planes_.scheme.bits, planes_.cols);
   return weights;

@@ -443,6 +443,19 @@ TEST(Matmul, PackedBytesAreReadAgain) {
   }
 }
 
+TEST(Matmul, PacksFloatsInHalfTheirBytesUnlessTheyMustStay) {
+  const int64_t rows = 40, cols = 1030;
+  const QuantizedTensor weights = RandomWeights(Format::kF32, rows, cols, 3);
+  const size_t bytes = weights.bytes();
+  for (const Precision precision : {Precision::kInt8, Precision::kBf16, Precision::kF32}) {
+    const auto packed = Pack(weights, precision);
+    ASSERT_TRUE(packed.ok()) << packed.status().message();
+    const bool stays = precision == Precision::kF32;
+    EXPECT_NEAR(static_cast<double>(packed->bytes()), static_cast<double>(bytes) / (stays ? 1 : 2),
+                100);
+  }
+}
+
 TEST(Matmul, PackedBytesOfStrangersAreRefused) {
   const auto packed = Pack(RandomWeights(Format::kQ4_K, 5, 512, 2));
   ASSERT_TRUE(packed.ok());

@@ -123,6 +123,31 @@ TEST_P(PrefillTest, AgreesWithTheProductForRaggedShapes) {
   }
 }
 
+// More columns than sums stay in the tile unit for, and more activation rows than a slab has.
+TEST_P(PrefillTest, AgreesWithTheProductOfManyColumns) {
+  const int64_t n_rows = 37, m_most = 545;
+  for (const Format format : {Format::kQ4_0, Format::kQ6_K, Format::kBF16, Format::kF32}) {
+    const int64_t cols = GetFormatInfo(format).block_weights == 1 ? 4871 : 4864;
+    const QuantizedTensor weights = Weights(format, n_rows, cols);
+    const std::vector<float> a = RandomValues(m_most * cols, 9);
+    const std::vector<double> product = Product(a, weights, m_most);
+    const auto packed = Pack(weights);
+    ASSERT_TRUE(packed.ok());
+    for (const int64_t m_rows : {int64_t{20}, int64_t{100}, m_most}) {
+      for (const bool use_packed : {false, true}) {
+        std::vector<float> out(static_cast<size_t>(m_rows * n_rows), NAN);
+        const TensorView x = ViewOf(a.data(), m_rows, cols);
+        const MutableTensorView y = ViewOf(out.data(), m_rows, n_rows);
+        const Status status = use_packed ? Matmul(x, *packed, y) : Matmul(x, weights, y);
+        ASSERT_TRUE(status.ok()) << status.message();
+        EXPECT_LE(NormalisedError(product, out.data(), n_rows, m_rows, n_rows),
+                  PromisedError(Precision::kInt8))
+            << GetFormatInfo(format).name << " " << m_rows << (use_packed ? " packed" : "");
+      }
+    }
+  }
+}
+
 TEST_P(PrefillTest, EightCallersAgreeBitForBitWithOne) {
   const int64_t n_rows = 200, cols = 1280, m_rows = 45;
   const std::vector<float> a = RandomValues(m_rows * cols, 3);

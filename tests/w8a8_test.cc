@@ -69,10 +69,10 @@ class W8A8 : public EveryTarget {};
 
 TEST_P(W8A8, GivesTheDefinedBitsForAnyShape) {
   for (const char* name : {"int8 sym channel f32", "int8 sym tensor f32"}) {
-    for (const int64_t cols : {1, 63, 64, 200, 1030}) {
+    for (const int64_t cols : {1, 63, 64, 200, 1030, 8390}) {
       for (const int64_t n_rows : {1, 7, 50}) {
         const QuantizedTensor weights = RandomInt8(name, n_rows, cols);
-        for (const int64_t m_rows : {1, 2, 3, 4, 5, 11, 12, 17, 33, 70}) {
+        for (const int64_t m_rows : {1, 2, 3, 4, 5, 11, 12, 17, 33, 70, 140}) {
           const std::vector<int8_t> codes = RandomCodes(m_rows * cols);
           std::vector<float> scales(static_cast<size_t>(m_rows), 0.25f);
           for (size_t i = 0; i < scales.size(); ++i) scales[i] += static_cast<float>(i) / 64;

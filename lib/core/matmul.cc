@@ -31,8 +31,8 @@ namespace {
 constexpr int64_t kFewestTileRows = 8;
 // With blocks, int8 dot products beat decoding for tiles while activations are few: packed blocks,
 // and canonical ones.
-constexpr int64_t kMostInt8Rows = 24;
-constexpr int64_t kMostInt8RowsOfBlocks = 12;
+constexpr int64_t kMostInt8Rows = 12;
+constexpr int64_t kMostInt8RowsOfBlocks = 10;
 
 bool IsActivationType(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
@@ -111,6 +111,7 @@ WeightRows BlockRows(Format format, const std::byte* blocks, int64_t rows, int64
   weights.rows = rows;
   weights.cols = cols;
   weights.unit = info.block_weights;
+  if (info.block_weights > 1) weights.piece_cols = kBlockCols;  // what each call costs weighs more
   weights.source = blocks;
   weights.codes = blocks;
   weights.row_bytes = cols / info.block_weights * info.block_bytes;

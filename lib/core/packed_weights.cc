@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/additive.h"
+#include "kernels/convert.h"
 #include "kernels/pack.h"
 #include "kernels/pack_layout.h"
 #include "lib/quantize/planar.h"
@@ -124,6 +125,23 @@ Result<Buffer> Allocate(const char* target, const QuantizedTensor& weights, size
   return bytes;
 }
 
+// f32 weights, which may lie at any address, rounded to bf16.
+Result<QuantizedTensor> ToBf16(const QuantizedTensor& weights, const ParallelFor& parallel) {
+  constexpr int64_t kPiece = 1024;
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor rounded,
+                          QuantizedTensor::Allocate(Format::kBF16, weights.rows(), weights.cols()));
+  const std::byte* from = weights.plane(Plane::kCodes).data();
+  std::byte* to = rounded.plane(Plane::kCodes).data();
+  const int64_t count = weights.rows() * weights.cols();
+  parallel(DivideUp(count, kPiece), [&](int64_t piece, int) {
+    const int64_t begin = piece * kPiece, n = std::min(kPiece, count - begin);
+    float values[kPiece];
+    std::memcpy(values, from + begin * 4, static_cast<size_t>(n) * 4);
+    ConvertFromFloat(DType::kBF16, values, n, to + begin * 2);
+  });
+  return rounded;
+}
+
 }  // namespace
 
 int64_t PackedWeights::rows() const { return impl_ ? impl_->rows : 0; }
@@ -230,6 +248,10 @@ Result<PackedWeights> Pack(const QuantizedTensor& weights, Precision precision,
   const Format format = weights.format();
   const FormatInfo& info = GetFormatInfo(format);
   if (!info.can_decode()) return Unsupported(std::string("pack: weights of type ") + info.name);
+  if (format == Format::kF32 && precision != Precision::kF32) {
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor rounded_weights, ToBf16(weights, parallel));
+    return Pack(rounded_weights, precision, parallel);
+  }
   const int64_t tile_bytes = rounded ? PackedTileBytes(format, weights.cols()) : 0;
   const std::span<const std::byte> blocks = weights.plane(Plane::kCodes).bytes();
   if (tile_bytes == 0) {
