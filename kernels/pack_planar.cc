@@ -5,26 +5,38 @@
 namespace nibble {
 
 PlanarRows::PlanarRows(const PlanarPlanes& planes)
-    : planes_(planes), book_(MakePlanarCodebook(planes.scheme, planes.table)) {}
+    : matrix_{planes, MakePlanarCodebook(planes.scheme, planes.table)} {
+  for (uint32_t i = 0; planes.scheme.double_quant && i < 256; ++i) {
+    matrix_.scale_map[i] = DynamicMapValue(i);
+  }
+  decode_bf16_ = FindDecodePlanarBf16(matrix_);
+}
 
 WeightRows PlanarRows::rows() const {
+  const PlanarPlanes& p = matrix_.planes;
   WeightRows weights;
-  weights.rows = planes_.rows;
-  weights.cols = planes_.cols;
-  weights.unit = kBlockCols;  // a multiple of 8 codes, which begin at a byte
+  weights.rows = p.rows;
+  weights.cols = p.cols;
+  weights.unit = 8;  // codes, which begin at a byte
   weights.source = this;
   weights.decode = Decode;
-  weights.decode_bf16 = DecodeBf16ByFloat;
-  weights.piece_cols = kBlockCols;
-  weights.codes = reinterpret_cast<const std::byte*>(planes_.codes);
-  weights.row_bytes = PlanarRowBytes(planes_.scheme.bits, planes_.cols);
+  weights.decode_bf16 = decode_bf16_ != nullptr ? DecodeBf16 : DecodeBf16ByFloat;
+  weights.piece_cols = kBlockCols;  // what each call costs weighs more
+  weights.codes = reinterpret_cast<const std::byte*>(p.codes);
+  weights.row_bytes = PlanarRowBytes(p.scheme.bits, p.cols);
   return weights;
+}
+
+void PlanarRows::DecodeBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                            uint16_t* out, int64_t stride) {
+  const PlanarRows& self = *static_cast<const PlanarRows*>(weights.source);
+  self.decode_bf16_(self.matrix_, row, col, count, out, stride);
 }
 
 void PlanarRows::Decode(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                         float* out) {
   const PlanarRows& self = *static_cast<const PlanarRows*>(weights.source);
-  const PlanarPlanes& p = self.planes_;
+  const PlanarPlanes& p = self.matrix_.planes;
   uint8_t codes[kBlockCols];
   UnpackCodes(p.codes + row * weights.row_bytes + col / 8 * p.scheme.bits, p.scheme.bits, count,
               codes);
@@ -42,7 +54,7 @@ void PlanarRows::Decode(const WeightRows& weights, int64_t row, int64_t col, int
     const int64_t at = p.ScaleAt(row, group);
     groups[n] = {i, p.Scale(at), p.Zero(at)};
   }
-  DecodeCodes(self.book_, {groups, n}, codes, out);
+  DecodeCodes(self.matrix_.book, {groups, n}, codes, out);
 }
 
 }  // namespace nibble

@@ -3,7 +3,7 @@
 #define NIBBLE_KERNELS_PACK_PLANAR_H_
 
 #include "kernels/matmul.h"
-#include "kernels/planar.h"
+#include "kernels/planar_bf16.h"
 
 namespace nibble {
 
@@ -18,9 +18,11 @@ class PlanarRows {
  private:
   static void Decode(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
                      float* out);
+  static void DecodeBf16(const WeightRows& weights, int64_t row, int64_t col, int64_t count,
+                         uint16_t* out, int64_t stride);
 
-  PlanarPlanes planes_;
-  PlanarCodebook book_;
+  PlanarMatrix matrix_;
+  DecodePlanarBf16 decode_bf16_;
 };
 
 }  // namespace nibble

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/pack_planar.h"
 #include "lib/quantize/planar.h"
 #include "nibble/quantize.h"
 #include "tests/vectors.h"
@@ -185,6 +186,33 @@ TEST(Planar, LongRowsInSeveralSpans) {
         ASSERT_EQ(decoded[i], DecodePlanarWeight(p, r, c)) << name;
         if (s.double_quant) continue;  // codes follow the scale before it was quantized
         ASSERT_LE(std::fabs(w[i] - decoded[i]), Bound(p, r, c, w[i])) << name << " " << c;
+      }
+    }
+  }
+}
+
+// What products with bf16 tiles decode, column range after column range.
+TEST(Planar, DecodesToTheNearestBf16) {
+  const int64_t rows = 2, cols = 1100;
+  std::vector<Scheme> schemes = Schemes();
+  schemes.push_back(Parse("nf4 g64 double"));
+  for (const Scheme& s : schemes) {
+    const QuantizedTensor q = MustQuantize(Weights(rows, cols, 8), rows, cols, s);
+    const PlanarPlanes p = PlanesOf(q);
+    const PlanarRows planar(p);
+    const WeightRows weights = planar.rows();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t col = 0; col < cols; col += kBlockCols) {
+        const int64_t count = std::min(kBlockCols, cols - col), padded = RoundUp(count, 32);
+        std::vector<uint16_t> decoded(static_cast<size_t>(padded), 0xFFFF);
+        weights.decode_bf16(weights, r, col, count, decoded.data(), 32);
+        for (int64_t c = 0; c < padded; ++c) {
+          const float exact = c < count ? DecodePlanarWeight(p, r, col + c) : 0;
+          const float found = ToFloat(BF16{decoded[static_cast<size_t>(c)]});
+          // Instructions that round to bf16 make zeros of subnormal numbers.
+          if (std::fabs(exact) < std::numeric_limits<float>::min() && found == 0) continue;
+          ASSERT_EQ(found, ToFloat(ToBF16(exact))) << SchemeName(s) << " at " << col + c;
+        }
       }
     }
   }
