@@ -46,15 +46,16 @@ struct ActivationChunk {
 // Unpacks columns [col, col + count) of sixteen rows, of which `rows` exist.
 using UnpackTile = void (*)(const std::byte* from, int64_t row_bytes, int64_t rows, int64_t col,
                             int64_t count, ByteChunk* chunks);
-// sums[m * 16 + r] += products of a chunk, for m < m_count.
-using MultiplyChunk = void (*)(const ByteChunk& weights, const ActivationChunk& a, int64_t m_count,
-                               float* sums);
+// sums[t * kMostBlockRows * 16 + m * 16 + r] += products of a chunk of tile t, for m < m_count.
+using MultiplyChunk = void (*)(const ByteChunk* const* tiles, const ActivationChunk& a,
+                               int64_t m_count, float* sums);
 
 // How weights of a format are multiplied.
 struct Int8Kernel {
   UnpackTile unpack_packed = nullptr;
   UnpackTile unpack_blocks = nullptr;
-  MultiplyChunk multiply = nullptr;
+  MultiplyChunk multiply[2] = {};  // of one tile, and of most_tiles
+  int most_tiles = 1;
   int group = 0;   // columns of a weight scale
   int offset = 0;  // what the bytes of a ByteChunk stand above the codes
 };
@@ -205,62 +206,83 @@ HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
 #endif
 }
 
-template <bool kHasMin, bool kHalves, int kDepth>
-void MultiplyByteChunk(const ByteChunk& weights, const ActivationChunk& a, int64_t m_count,
-                       float* HWY_RESTRICT sums) {
+// Where there are registers for it, activation codes are loaded once for two tiles: loading them is
+// then no longer what takes longest.
+inline constexpr int kChunkTiles = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 ? 2 : 1;
+
+template <int kTiles, bool kHasMin, bool kHalves, int kDepth>
+void MultiplyByteChunks(const ByteChunk* const* tiles, const ActivationChunk& a, int64_t m_count,
+                        float* HWY_RESTRICT sums) {
   const DF df;
   const DI di;
   const int8_t* const a_codes = a.codes;
   const float* const a_scales = a.scales;
   const int32_t *const starts0 = a.starts[0], *const starts1 = a.starts[1];
   const float *const sums0 = a.sums[0], *const sums1 = a.sums[1];
+  const ByteChunk &left = *tiles[0], &right = *tiles[kTiles - 1];
   for (size_t row = 0; row < kPackRows; row += hn::Lanes(df)) {
-    const auto load = [&](int q) HWY_ATTR {
-      return hn::LoadU(D8(), weights.quads + q * 4 * kPackRows + 4 * static_cast<int>(row));
+    const auto load = [&](const ByteChunk& from, int q) HWY_ATTR {
+      return hn::LoadU(D8(), from.quads + q * 4 * kPackRows + 4 * static_cast<int>(row));
     };
-    const V8 w0 = load(0), w1 = load(1), w2 = load(2), w3 = load(3);
-    const V8 w4 = load(4), w5 = load(5), w6 = load(6), w7 = load(7);
-    const VF scale = hn::LoadU(df, weights.scales + row);
-    const VF scale1 = kHalves ? hn::LoadU(df, weights.scales + kPackRows + row) : scale;
-    VF min = scale, min1 = scale;
-    if constexpr (kHasMin) {
-      min = hn::LoadU(df, weights.mins + row);
-      if constexpr (kHalves) min1 = hn::LoadU(df, weights.mins + kPackRows + row);
-    }
+    const V8 l0 = load(left, 0), l1 = load(left, 1), l2 = load(left, 2), l3 = load(left, 3);
+    const V8 l4 = load(left, 4), l5 = load(left, 5), l6 = load(left, 6), l7 = load(left, 7);
+    const V8 r0 = load(right, 0), r1 = load(right, 1), r2 = load(right, 2), r3 = load(right, 3);
+    const V8 r4 = load(right, 4), r5 = load(right, 5), r6 = load(right, 6), r7 = load(right, 7);
+    const auto load_scale = [&](const float* from, bool there, bool second) HWY_ATTR {
+      return there ? hn::LoadU(df, from + (second ? kPackRows : 0) + row) : hn::Zero(df);
+    };
+    const VF l_scale = load_scale(left.scales, true, false);
+    const VF l_scale1 = load_scale(left.scales, kHalves, true);
+    const VF r_scale = load_scale(right.scales, true, false);
+    const VF r_scale1 = load_scale(right.scales, kHalves, true);
+    const VF l_min = load_scale(left.mins, kHasMin, false);
+    const VF l_min1 = load_scale(left.mins, kHasMin && kHalves, true);
+    const VF r_min = load_scale(right.mins, kHasMin, false);
+    const VF r_min1 = load_scale(right.mins, kHasMin && kHalves, true);
     const int8_t* codes = a_codes;
     float* at = sums + row;
     for (int64_t m = 0; m < m_count; ++m, codes += kPackCols, at += kPackRows) {
       const VF a_scale = hn::Set(df, a_scales[m]);
-      VF sum = hn::LoadU(df, at);
-      VI i0 = hn::Set(di, starts0[m]);
-      if constexpr (kHalves) {
-        i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
-        const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Set(di, starts1[m]));
-        VF both = hn::Mul(hn::ConvertTo(df, i0), scale);
-        both = hn::MulAdd(hn::ConvertTo(df, i1), scale1, both);
-        sum = hn::MulAdd(both, a_scale, sum);
-      } else {
-#if NIBBLE_PAIR_DOTS
-        if constexpr (kDepth == 8) {
-          const auto pairs =
-              hn::Add(FourPairs(w0, w1, w2, w3, codes), FourPairs(w4, w5, w6, w7, codes + 16));
-          i0 = AddPairs(pairs, i0);
+      const auto add = [&](V8 w0, V8 w1, V8 w2, V8 w3, V8 w4, V8 w5, V8 w6, V8 w7, VF scale,
+                           VF scale1, VF min, VF min1, VF sum) NIBBLE_INLINE_LAMBDA {
+        VI i0 = hn::Set(di, starts0[m]);
+        if constexpr (kHalves) {
+          i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
+          const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Set(di, starts1[m]));
+          VF both = hn::Mul(hn::ConvertTo(df, i0), scale);
+          both = hn::MulAdd(hn::ConvertTo(df, i1), scale1, both);
+          sum = hn::MulAdd(both, a_scale, sum);
         } else {
+#if NIBBLE_PAIR_DOTS
+          if constexpr (kDepth == 8) {
+            const auto pairs =
+                hn::Add(FourPairs(w0, w1, w2, w3, codes), FourPairs(w4, w5, w6, w7, codes + 16));
+            i0 = AddPairs(pairs, i0);
+          } else {
+            i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
+            i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
+          }
+#else
           i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
           i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
-        }
-#else
-        // Two chains, which take turns.
-        const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Zero(di));
-        i0 = hn::Add(DotFour<kDepth>(w0, w1, w2, w3, codes, i0), i1);
 #endif
-        sum = hn::MulAdd(hn::ConvertTo(df, i0), hn::Mul(scale, a_scale), sum);
+          sum = hn::MulAdd(hn::ConvertTo(df, i0), hn::Mul(scale, a_scale), sum);
+        }
+        if constexpr (kHasMin) {
+          sum = hn::NegMulAdd(min, hn::Set(df, sums0[m]), sum);
+          if constexpr (kHalves) sum = hn::NegMulAdd(min1, hn::Set(df, sums1[m]), sum);
+        }
+        return sum;
+      };
+      const VF l_sum = add(l0, l1, l2, l3, l4, l5, l6, l7, l_scale, l_scale1, l_min, l_min1,
+                           hn::LoadU(df, at));
+      if constexpr (kTiles > 1) {
+        float* r_at = at + kMostBlockRows * kPackRows;
+        hn::StoreU(add(r0, r1, r2, r3, r4, r5, r6, r7, r_scale, r_scale1, r_min, r_min1,
+                       hn::LoadU(df, r_at)),
+                   df, r_at);
       }
-      if constexpr (kHasMin) {
-        sum = hn::NegMulAdd(min, hn::Set(df, sums0[m]), sum);
-        if constexpr (kHalves) sum = hn::NegMulAdd(min1, hn::Set(df, sums1[m]), sum);
-      }
-      hn::StoreU(sum, df, at);
+      hn::StoreU(l_sum, df, at);
     }
   }
 }
@@ -274,8 +296,13 @@ Int8Kernel FindInt8Kernel(Format format) {
 #else
     constexpr int kDepth = 1;  // not asked for
 #endif
-    kernel = {UnpackPackedTile<Packed>, UnpackBlockTile<Packed>,
-              MultiplyByteChunk<Packed::kHasMin, Packed::kGroup == 16, kDepth>, Packed::kGroup,
+    constexpr bool kHalves = Packed::kGroup == 16;
+    kernel = {UnpackPackedTile<Packed>,
+              UnpackBlockTile<Packed>,
+              {MultiplyByteChunks<1, Packed::kHasMin, kHalves, kDepth>,
+               MultiplyByteChunks<kChunkTiles, Packed::kHasMin, kHalves, kDepth>},
+              kChunkTiles,
+              Packed::kGroup,
               kBytesOffset<Packed>};
   });
   return kernel;
@@ -376,30 +403,47 @@ HWY_INLINE void PrefetchRows(const TileRows& w, const std::byte* tile, int64_t c
   }
 }
 
-// Multiplies sixteen weight rows from n0 on with all activation rows.
-void MultiplyTileRows(const TileRows& w, const RoundedChunks& a, int64_t n0, int64_t m0,
-                      const ProductOutput& output) {
-  alignas(64) float sums[kMostBlockRows * kPackRows];
-  ByteChunk chunks[kUnpackCols / kPackCols];
-  const int64_t n_count = std::min<int64_t>(kPackRows, w.rows - n0);
-  const int64_t m_count = a.BlockRows(m0);
-  const std::byte* tile = w.data + n0 / kPackRows * w.tile_bytes;
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(m_count * kPackRows));
-  for (int64_t k = 0; k < w.cols; k += kUnpackCols) {
-    const int64_t count = std::min<int64_t>(kUnpackCols, w.cols - k);
-    w.unpack(tile, w.row_bytes, n_count, k, count, chunks);
-    PrefetchRows(w, tile, k + count);
-    for (int64_t c = 0; c < count / kPackCols; ++c) {
-      w.kernel.multiply(chunks[c], a.Chunk(m0, k / kPackCols + c), m_count, sums);
+// Writes sums[m * 16 + n] to out[m0 + m, n0 + n].
+void StoreTileSums(const float* sums, const ProductOutput& output, int64_t m0, int64_t m_count,
+                   int64_t n0, int64_t n_count) {
+  if (n_count == kPackRows && output.bias == nullptr && !output.accumulate) {
+    for (int64_t m = 0; m < m_count; ++m) {
+      std::memcpy(output.Row(m0 + m) + n0, sums + m * kPackRows, kPackRows * sizeof(float));
     }
+    return;
   }
   for (int64_t m = 0; m < m_count; ++m) {
-    float* out = output.Row(m0 + m) + n0;
-    for (int64_t n = 0; n < n_count; ++n) {
-      float sum = sums[m * kPackRows + n];
-      if (output.bias != nullptr) sum += output.bias[n0 + n];
-      out[n] = output.accumulate ? out[n] + sum : sum;
+    for (int64_t n = 0; n < n_count; ++n) output.Put(m0 + m, n0 + n, sums[m * kPackRows + n]);
+  }
+}
+
+// Multiplies the weight rows of up to kernel.most_tiles tiles from n0 on with all activation rows.
+void MultiplyTileRows(const TileRows& w, const RoundedChunks& a, int64_t n0, int64_t n_end,
+                      int64_t m0, const ProductOutput& output) {
+  constexpr int kMostTiles = 2;
+  alignas(64) float sums[kMostTiles * kMostBlockRows * kPackRows];
+  ByteChunk chunks[kMostTiles][kUnpackCols / kPackCols];
+  const int64_t m_count = a.BlockRows(m0);
+  const int tiles = n0 + kPackRows < n_end ? w.kernel.most_tiles : 1;
+  const auto tile_at = [&](int t) { return w.data + (n0 / kPackRows + t) * w.tile_bytes; };
+  const auto n_count = [&](int t) {
+    return std::min<int64_t>(kPackRows, n_end - n0 - t * kPackRows);
+  };
+  std::memset(sums, 0, sizeof(sums));
+  for (int64_t k = 0; k < w.cols; k += kUnpackCols) {
+    const int64_t count = std::min<int64_t>(kUnpackCols, w.cols - k);
+    for (int t = 0; t < tiles; ++t) {
+      w.unpack(tile_at(t), w.row_bytes, n_count(t), k, count, chunks[t]);
+      PrefetchRows(w, tile_at(t), k + count);
     }
+    for (int64_t c = 0; c < count / kPackCols; ++c) {
+      const ByteChunk* const of_tiles[] = {&chunks[0][c], &chunks[1][c]};
+      w.kernel.multiply[tiles > 1](of_tiles, a.Chunk(m0, k / kPackCols + c), m_count, sums);
+    }
+  }
+  for (int t = 0; t < tiles; ++t) {
+    StoreTileSums(sums + t * kMostBlockRows * kPackRows, output, m0, m_count, n0 + t * kPackRows,
+                  n_count(t));
   }
 }
 
@@ -452,8 +496,9 @@ Status Run(std::span<const Product<Weights>> products, const ParallelFor& parall
     const RoundedChunks a = rounded(i);
     const int64_t last = std::min(weights[i].rows, (task + 1) * task_rows);
     for (int64_t m0 = 0; m0 < a.rows; m0 += kMostBlockRows) {
-      for (int64_t n0 = task * task_rows; n0 < last; n0 += kPackRows) {
-        MultiplyTileRows(weights[i], a, n0, m0, products[i].output);
+      const int64_t step = weights[i].kernel.most_tiles * kPackRows;
+      for (int64_t n0 = task * task_rows; n0 < last; n0 += step) {
+        MultiplyTileRows(weights[i], a, n0, last, m0, products[i].output);
       }
     }
   });

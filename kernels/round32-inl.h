@@ -8,8 +8,10 @@
 #define NIBBLE_KERNELS_ROUND32_INL_H_
 #endif
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "hwy/highway.h"
 
@@ -30,26 +32,30 @@ HWY_INLINE Rounded32 Round32(const float* HWY_RESTRICT values, int8_t* HWY_RESTR
   const hn::RebindToSigned<decltype(df)> di;
   const hn::Rebind<int8_t, decltype(df)> d8;
   const size_t lanes = hn::Lanes(df);
-  auto most = hn::Zero(df), poison = hn::Zero(df);
+  // The bits of magnitudes order as they do, and those of what is not finite are above all others.
+  auto most = hn::Zero(di);
   for (size_t i = 0; i < 32; i += lanes) {
-    const auto v = hn::LoadU(df, values + i);
-    most = hn::Max(most, hn::Abs(v));
-    poison = hn::MulAdd(v, hn::Zero(df), poison);  // NaN where a value is not finite
+    most = hn::Max(most, hn::BitCast(di, hn::Abs(hn::LoadU(df, values + i))));
   }
-  const float largest = hn::ReduceMax(df, most), nan = hn::ReduceSum(df, poison);
-  const auto inverse = hn::Set(df, largest > 0 && nan == 0 ? 127.0f / largest : 0.0f);
-  Rounded32 rounded = {nan == 0 ? largest / 127.0f : nan, {0, 0}};
+  const int32_t bits = hn::ReduceMax(di, most);
+  const bool finite = bits < 0x7F800000;
+  const float largest = std::bit_cast<float>(bits);
+  const auto inverse = hn::Set(df, finite && largest > 0 ? 127.0f / largest : 0.0f);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  Rounded32 rounded = {finite ? largest / 127.0f : nan, {0, 0}};
   for (size_t half = 0; half < 2; ++half) {
     int8_t* codes = half == 0 ? first : last;
-    auto sum = hn::Zero(di);
     for (size_t i = 0; i < 16; i += lanes) {
       const auto v = hn::LoadU(df, values + 16 * half + i);
-      const auto q = hn::DemoteTo(d8, hn::NearestInt(hn::Mul(v, inverse)));
-      hn::StoreU(q, d8, codes + i);
-      // Of the codes, which are small even where an activation is not finite.
-      sum = hn::Add(sum, hn::PromoteTo(di, q));
+      hn::StoreU(hn::DemoteTo(d8, hn::NearestInt(hn::Mul(v, inverse))), d8, codes + i);
     }
-    rounded.sums[half] = hn::ReduceSum(di, sum);
+    // Of the codes, which are small even where an activation is not finite.
+    const hn::FixedTag<uint8_t, 16> du8;
+    const auto raised = hn::Xor(hn::LoadU(du8, reinterpret_cast<const uint8_t*>(codes)),
+                                hn::Set(du8, uint8_t{128}));
+    const hn::FixedTag<uint64_t, 2> d64;
+    const uint64_t sum = hn::ReduceSum(d64, hn::SumsOf8(raised));
+    rounded.sums[half] = static_cast<int32_t>(sum) - 16 * 128;
   }
   return rounded;
 }
