@@ -3,13 +3,13 @@
 
     target_page.py BIN --ggml TARGET=FOLDER... [--output FOLDER]
 
-BIN is the folder of the benchmark programs. TARGET is avx3_dl (AVX-512 with VNNI and VBMI, no tiles)
-or avx2, which NIBBLE_TARGET makes nibble use; FOLDER holds libggml*.so built for the same. They come
+BIN is the folder of the benchmark programs. TARGET is avx3_dl (AVX-512 with VNNI and VBMI, no tiles),
+avx2_vnni or avx2, which NIBBLE_TARGET makes nibble use; FOLDER holds libggml*.so built for the same. They come
 from the sources of llama-cpp-python (tests/reference/requirements.txt names the version):
 
     cmake -S vendor/llama.cpp/ggml -B build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \\
         -DGGML_NATIVE=OFF -DGGML_LLAMAFILE=ON -DGGML_{AVX,AVX2,FMA,F16C,BMI2}=ON \\
-        [-DGGML_AVX512{,_VBMI,_VNNI,_BF16}=ON]
+        [-DGGML_AVX_VNNI=ON] [-DGGML_AVX512{,_VBMI,_VNNI,_BF16}=ON]
 
 OpenVINO is told its limit by ONEDNN_MAX_CPU_ISA. The page is FOLDER/cpu-<processor>-targets.md,
 FOLDER docs/results unless said. One thread, on the first processor. Takes a quarter of an hour.
@@ -24,6 +24,7 @@ import machine
 
 FORMATS = ["q4_0", "q8_0", "q4_K", "q6_K", "q3_K", "iq4_nl", "iq4_xs", "iq2_xs", "tq1_0"]
 TARGETS = {"avx3_dl": ("AVX-512 with VNNI and VBMI, without AMX", "AVX512_CORE_BF16"),
+           "avx2_vnni": ("AVX2 with AVX-VNNI", "AVX2_VNNI"),
            "avx2": ("AVX2 with FMA and F16C", "AVX2")}
 ROWS = [1, 8, 32, 512]
 

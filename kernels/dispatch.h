@@ -8,6 +8,18 @@
 
 #define NIBBLE_DISPATCH(function) (::nibble::ChooseTarget(), HWY_DYNAMIC_DISPATCH(function))
 
+namespace nibble {
+// Whether the target in use is AVX2 with AVX-VNNI (kernels/avx_vnni_pass.h).
+bool UsesAvxVnni();
+}  // namespace nibble
+
+#if HWY_ARCH_X86 && (HWY_TARGETS & HWY_AVX2)
+#define NIBBLE_DISPATCH_DOTS(function) \
+  (::nibble::UsesAvxVnni() ? N_AVX2::vnni::function : HWY_DYNAMIC_DISPATCH(function))
+#else
+#define NIBBLE_DISPATCH_DOTS(function) NIBBLE_DISPATCH(function)
+#endif
+
 // For lambdas of kernels, after their parameters: compiled for the target, and always inlined. A
 // compiler that leaves one out of line keeps the sums that it captures in memory, which made
 // products up to twice as slow.

@@ -2,8 +2,9 @@
 // target being compiled.
 //
 // Included once per target, from files that Highway's foreach_target.h compiles.
-#if defined(NIBBLE_KERNELS_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef NIBBLE_KERNELS_DOTS_INL_H_
+#if defined(NIBBLE_AVX_VNNI) || defined(NIBBLE_KERNELS_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#if defined(NIBBLE_AVX_VNNI)  // the target's second pass
+#elif defined(NIBBLE_KERNELS_DOTS_INL_H_)
 #undef NIBBLE_KERNELS_DOTS_INL_H_
 #else
 #define NIBBLE_KERNELS_DOTS_INL_H_
@@ -13,16 +14,31 @@
 
 #include "hwy/highway.h"
 
+// See kernels/avx_vnni_pass.h.
+#undef NIBBLE_BEGIN_DOTS
+#undef NIBBLE_END_DOTS
+#undef NIBBLE_ONCE
+#ifdef NIBBLE_AVX_VNNI
+#define NIBBLE_BEGIN_DOTS namespace vnni {
+#define NIBBLE_END_DOTS }
+#define NIBBLE_ONCE 0
+#else
+#define NIBBLE_BEGIN_DOTS
+#define NIBBLE_END_DOTS
+#define NIBBLE_ONCE HWY_ONCE
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Where products are of two numbers with signs, weights above 128 lose the 128 that made them
 // unsigned, and AddDots<false> is of these. So it is before VNNI, where two products are added in
 // 16 bits, which hold them only then, and on Arm, whose instruction takes no other pair.
 #undef NIBBLE_SIGNED_DOTS
-#if (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL) || HWY_ARCH_ARM_A64
+#if (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3_DL && !defined(NIBBLE_AVX_VNNI)) || HWY_ARCH_ARM_A64
 #define NIBBLE_SIGNED_DOTS 1
 #else
 #define NIBBLE_SIGNED_DOTS 0
@@ -68,6 +84,19 @@ HWY_INLINE Sums AddSignedDots(SignedBytes w, SignedBytes a, Sums sum) {
 }
 #endif
 
+// sum += products of bytes without and with a sign, four a lane.
+template <class D>
+HWY_INLINE hn::Vec<hn::Repartition<int32_t, D>> AddUnsignedDots(
+    D, hn::Vec<D> w, hn::Vec<hn::RebindToSigned<D>> a, hn::Vec<hn::Repartition<int32_t, D>> sum) {
+#ifdef NIBBLE_AVX_VNNI
+  // In assembly, because functions around it may be inlined into others of AVX2 alone.
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(w.raw), "x"(a.raw));
+  return sum;
+#else
+  return hn::SumOfMulQuadAccumulate(hn::Repartition<int32_t, D>(), w, a, sum);
+#endif
+}
+
 // sum += products of w and a, four a lane. Weights are below 128 where kSmall, activations above
 // -128.
 template <bool kSmall, class D>
@@ -91,7 +120,7 @@ HWY_INLINE hn::Vec<hn::Repartition<int32_t, D>> AddDots(D d, hn::Vec<D> w,
   return hn::Add(sum, hn::WidenMulPairwiseAdd(di, pairs, hn::Set(d16, int16_t{1})));
 #endif
 #else
-  return hn::SumOfMulQuadAccumulate(hn::Repartition<int32_t, D>(), w, a, sum);
+  return AddUnsignedDots(d, w, a, sum);
 #endif
 }
 
@@ -106,6 +135,7 @@ HWY_INLINE hn::Vec<hn::Repartition<int32_t, D>> AddAnySigned(
 #endif
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();

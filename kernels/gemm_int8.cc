@@ -66,6 +66,7 @@ struct Int8Kernel {
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -177,7 +178,7 @@ void UnpackBlockTile(const std::byte* blocks, int64_t row_bytes, int64_t rows, i
 // Products of four quads, w their bytes, all added in 16 bits.
 HWY_INLINE Pairs FourPairs(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes) {
   const auto pairs = [&](V8 w, auto number) HWY_ATTR {
-    return MultiplyPairs<8>(w, FourCodes<decltype(number)::value>(codes));
+    return MultiplyPairs<4>(w, FourCodes<decltype(number)::value>(codes));
   };
   return hn::Add(hn::Add(pairs(w0, std::integral_constant<int, 0>()),
                          pairs(w1, std::integral_constant<int, 1>())),
@@ -187,15 +188,16 @@ HWY_INLINE Pairs FourPairs(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes) {
 #endif
 
 // Four quads' dot products, added to `sum`; w are the bytes of consecutive quads.
-template <int kDepth>
+template <int kBits>
 HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
   const Codes16 a = LoadCodes16(codes);
 #if NIBBLE_PAIR_DOTS
+  constexpr int kDepth = PairDepth(kBits);
   if constexpr (kDepth >= 4) return AddPairs(FourPairs(w0, w1, w2, w3, codes), sum);
-  const auto p0 = MultiplyPairs<kDepth>(w0, FourCodes<0>(a));
-  const auto p1 = MultiplyPairs<kDepth>(w1, FourCodes<1>(a));
-  const auto p2 = MultiplyPairs<kDepth>(w2, FourCodes<2>(a));
-  const auto p3 = MultiplyPairs<kDepth>(w3, FourCodes<3>(a));
+  const auto p0 = MultiplyPairs<kBits>(w0, FourCodes<0>(a));
+  const auto p1 = MultiplyPairs<kBits>(w1, FourCodes<1>(a));
+  const auto p2 = MultiplyPairs<kBits>(w2, FourCodes<2>(a));
+  const auto p3 = MultiplyPairs<kBits>(w3, FourCodes<3>(a));
   if constexpr (kDepth == 2) {
     return AddPairs(hn::Add(p2, p3), AddPairs(hn::Add(p0, p1), sum));
   }
@@ -210,7 +212,7 @@ HWY_INLINE VI DotFour(V8 w0, V8 w1, V8 w2, V8 w3, const int8_t* codes, VI sum) {
 // then no longer what takes longest.
 inline constexpr int kChunkTiles = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 ? 2 : 1;
 
-template <int kTiles, bool kHasMin, bool kHalves, int kDepth>
+template <int kTiles, bool kHasMin, bool kHalves, int kBits>
 void MultiplyByteChunks(const ByteChunk* const* tiles, const ActivationChunk& a, int64_t m_count,
                         float* HWY_RESTRICT sums) {
   const DF df;
@@ -247,24 +249,24 @@ void MultiplyByteChunks(const ByteChunk* const* tiles, const ActivationChunk& a,
                            VF scale1, VF min, VF min1, VF sum) NIBBLE_INLINE_LAMBDA {
         VI i0 = hn::Set(di, starts0[m]);
         if constexpr (kHalves) {
-          i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
-          const VI i1 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, hn::Set(di, starts1[m]));
+          i0 = DotFour<kBits>(w0, w1, w2, w3, codes, i0);
+          const VI i1 = DotFour<kBits>(w4, w5, w6, w7, codes + 16, hn::Set(di, starts1[m]));
           VF both = hn::Mul(hn::ConvertTo(df, i0), scale);
           both = hn::MulAdd(hn::ConvertTo(df, i1), scale1, both);
           sum = hn::MulAdd(both, a_scale, sum);
         } else {
 #if NIBBLE_PAIR_DOTS
-          if constexpr (kDepth == 8) {
+          if constexpr (PairDepth(kBits) == 8) {
             const auto pairs =
                 hn::Add(FourPairs(w0, w1, w2, w3, codes), FourPairs(w4, w5, w6, w7, codes + 16));
             i0 = AddPairs(pairs, i0);
           } else {
-            i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
-            i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
+            i0 = DotFour<kBits>(w0, w1, w2, w3, codes, i0);
+            i0 = DotFour<kBits>(w4, w5, w6, w7, codes + 16, i0);
           }
 #else
-          i0 = DotFour<kDepth>(w0, w1, w2, w3, codes, i0);
-          i0 = DotFour<kDepth>(w4, w5, w6, w7, codes + 16, i0);
+          i0 = DotFour<kBits>(w0, w1, w2, w3, codes, i0);
+          i0 = DotFour<kBits>(w4, w5, w6, w7, codes + 16, i0);
 #endif
           sum = hn::MulAdd(hn::ConvertTo(df, i0), hn::Mul(scale, a_scale), sum);
         }
@@ -274,8 +276,8 @@ void MultiplyByteChunks(const ByteChunk* const* tiles, const ActivationChunk& a,
         }
         return sum;
       };
-      const VF l_sum = add(l0, l1, l2, l3, l4, l5, l6, l7, l_scale, l_scale1, l_min, l_min1,
-                           hn::LoadU(df, at));
+      const VF l_sum =
+          add(l0, l1, l2, l3, l4, l5, l6, l7, l_scale, l_scale1, l_min, l_min1, hn::LoadU(df, at));
       if constexpr (kTiles > 1) {
         float* r_at = at + kMostBlockRows * kPackRows;
         hn::StoreU(add(r0, r1, r2, r3, r4, r5, r6, r7, r_scale, r_scale1, r_min, r_min1,
@@ -291,16 +293,12 @@ Int8Kernel FindInt8Kernel(Format format) {
   Int8Kernel kernel;
   VisitPacked(format, [&](auto packed) {
     using Packed = decltype(packed);
-#if NIBBLE_PAIR_DOTS
-    constexpr int kDepth = PairDepth(kCodeBits<Packed>);
-#else
-    constexpr int kDepth = 1;  // not asked for
-#endif
+    constexpr int kBits = NIBBLE_PAIR_DOTS ? kCodeBits<Packed> : 0;  // else not asked for
     constexpr bool kHalves = Packed::kGroup == 16;
     kernel = {UnpackPackedTile<Packed>,
               UnpackBlockTile<Packed>,
-              {MultiplyByteChunks<1, Packed::kHasMin, kHalves, kDepth>,
-               MultiplyByteChunks<kChunkTiles, Packed::kHasMin, kHalves, kDepth>},
+              {MultiplyByteChunks<1, Packed::kHasMin, kHalves, kBits>,
+               MultiplyByteChunks<kChunkTiles, Packed::kHasMin, kHalves, kBits>},
               kChunkTiles,
               Packed::kGroup,
               kBytesOffset<Packed>};
@@ -312,11 +310,13 @@ Int8Kernel FindInt8Kernel(Format format) {
 // for few stay ahead for longer.
 int64_t FewestRows() { return NIBBLE_PAIR_DOTS ? 8 : 17; }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
+#include "kernels/avx_vnni_pass.h"
 
-#if HWY_ONCE
+#if NIBBLE_ONCE
 namespace nibble {
 
 HWY_EXPORT(FindInt8Kernel);
@@ -335,13 +335,13 @@ struct TileRows {
 };
 
 TileRows RowsOf(const PackedTiles& w) {
-  const Int8Kernel kernel = NIBBLE_DISPATCH(FindInt8Kernel)(w.format);
+  const Int8Kernel kernel = NIBBLE_DISPATCH_DOTS(FindInt8Kernel)(w.format);
   return {
       kernel, kernel.unpack_packed, w.tiles, w.rows, w.cols, 0, PackedTileBytes(w.format, w.cols)};
 }
 
 TileRows RowsOf(const BlockWeights& w) {
-  const Int8Kernel kernel = NIBBLE_DISPATCH(FindInt8Kernel)(w.format);
+  const Int8Kernel kernel = NIBBLE_DISPATCH_DOTS(FindInt8Kernel)(w.format);
   const FormatInfo& info = GetFormatInfo(w.format);
   const int64_t row_bytes = w.cols / info.block_weights * info.block_bytes;
   return {kernel, kernel.unpack_blocks, w.blocks, w.rows, w.cols, row_bytes, kPackRows * row_bytes};
@@ -507,7 +507,7 @@ Status Run(std::span<const Product<Weights>> products, const ParallelFor& parall
 
 }  // namespace
 
-int64_t FewestGemmInt8Rows() { return NIBBLE_DISPATCH(FewestRows)(); }
+int64_t FewestGemmInt8Rows() { return NIBBLE_DISPATCH_DOTS(FewestRows)(); }
 
 bool HasGemmInt8(Format format) { return PackedTileBytes(format, 256) > 0; }
 
@@ -520,4 +520,4 @@ Status GemmInt8(std::span<const Product<BlockWeights>> products, const ParallelF
 }
 
 }  // namespace nibble
-#endif  // HWY_ONCE
+#endif  // NIBBLE_ONCE

@@ -17,6 +17,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -184,11 +185,13 @@ int32_t SumCodes(const int8_t* codes, int64_t padded) {
   return hn::ReduceSum(di, sum);
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
+#include "kernels/avx_vnni_pass.h"
 
-#if HWY_ONCE
+#if NIBBLE_ONCE
 namespace nibble {
 
 HWY_EXPORT(MultiplyRows);
@@ -212,7 +215,7 @@ float WeightScale(const PlanarPlanes& planes, int64_t row) {
 void MultiplyVectors(const Product<W8A8Weights>& product, const W8A8Rows& a, const TileTask& task) {
   const PlanarPlanes& planes = product.weights.planes;
   const ProductOutput& output = product.output;
-  const auto multiply = NIBBLE_DISPATCH(MultiplyRows);
+  const auto multiply = NIBBLE_DISPATCH_DOTS(MultiplyRows);
   const int8_t* codes = reinterpret_cast<const int8_t*>(planes.codes);
   const int64_t last = task.n0 + task.n_rows, m_last = task.m0 + task.m_rows;
   for (int64_t panel = task.n0; panel < last; panel += kPanelRows) {
@@ -326,7 +329,7 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
     const int64_t at = layout.Begin(i) / kAlign + m;
     scales[at] = scale;
     sums[at] =
-        NIBBLE_DISPATCH(SumCodes)(rounded[i].codes + m * rounded[i].stride, rounded[i].stride);
+        NIBBLE_DISPATCH_DOTS(SumCodes)(rounded[i].codes + m * rounded[i].stride, rounded[i].stride);
   };
   const auto codes_of = [&](size_t i, int64_t m) {
     return codes + layout.Begin(i) + m * rounded[i].stride;
@@ -346,8 +349,8 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
     NIBBLE_RETURN_IF_ERROR(
         RoundRows(products, layout, parallel, [&](size_t i, int64_t m, const float* row) {
           put(i, m,
-              NIBBLE_DISPATCH(RoundRow)(row, products[i].activations.cols, rounded[i].stride,
-                                        codes_of(i, m)));
+              NIBBLE_DISPATCH_DOTS(RoundRow)(row, products[i].activations.cols, rounded[i].stride,
+                                             codes_of(i, m)));
         }));
   }
 
@@ -385,4 +388,4 @@ Status MatmulW8A8(std::span<const Product<W8A8Weights>> products, const Parallel
 }
 
 }  // namespace nibble
-#endif  // HWY_ONCE
+#endif  // NIBBLE_ONCE

@@ -22,6 +22,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -376,11 +377,13 @@ void RoundActivations(const float* row, int64_t cols, const BlockKernel& kernel,
   zero_rest(sums, group);
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
+#include "kernels/avx_vnni_pass.h"
 
-#if HWY_ONCE
+#if NIBBLE_ONCE
 namespace nibble {
 
 HWY_EXPORT(FindBlockKernel);
@@ -405,7 +408,7 @@ Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
     const bool known = VisitCodec(weights.format, [&](auto codec) {
       using Codec = decltype(codec);
       using Block = typename Codec::Block;
-      formats[i] = {NIBBLE_DISPATCH(FindBlockKernel)(weights.format),
+      formats[i] = {NIBBLE_DISPATCH_DOTS(FindBlockKernel)(weights.format),
                     weights.cols / Codec::kWeights * static_cast<int64_t>(sizeof(Block)),
                     reinterpret_cast<uintptr_t>(weights.blocks) % alignof(Block) == 0};
     });
@@ -425,7 +428,7 @@ Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
         const int64_t cols = products[i].weights.cols, padded = RoundUp(cols, kUnitCols);
         const int64_t begin = layout.Begin(i), group = formats[i].kernel.group;
         const int64_t at = begin / kSmallestGroup + m * padded / group;
-        NIBBLE_DISPATCH(RoundActivations)
+        NIBBLE_DISPATCH_DOTS(RoundActivations)
         (row, cols, formats[i].kernel, codes.get() + begin + m * padded, scales.get() + at,
          sums.get() + at);
       }));
@@ -457,4 +460,4 @@ Status MatmulInt8Blocks(std::span<const Product<BlockWeights>> products,
 }
 
 }  // namespace nibble
-#endif  // HWY_ONCE
+#endif  // NIBBLE_ONCE

@@ -23,6 +23,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -169,11 +170,13 @@ void QuantizeActivations(const float* row, int64_t cols, int group, int offset, 
   }
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
+#include "kernels/avx_vnni_pass.h"
 
-#if HWY_ONCE
+#if NIBBLE_ONCE
 namespace nibble {
 
 HWY_EXPORT(FindTilesKernel);
@@ -181,13 +184,13 @@ HWY_EXPORT(QuantizeActivations);
 
 void QuantizeActivations(const float* row, int64_t cols, int group, int offset, int8_t* codes,
                          float* scales, int32_t* starts, float* sums) {
-  NIBBLE_DISPATCH(QuantizeActivations)(row, cols, group, offset, codes, scales, starts, sums);
+  NIBBLE_DISPATCH_DOTS(QuantizeActivations)(row, cols, group, offset, codes, scales, starts, sums);
 }
 
 Status MatmulInt8(std::span<const Product<PackedTiles>> products, const ParallelFor& parallel) {
   std::vector<TilesKernel> kernels;
   for (const auto& product : products) {
-    kernels.push_back(NIBBLE_DISPATCH(FindTilesKernel)(product.weights.format));
+    kernels.push_back(NIBBLE_DISPATCH_DOTS(FindTilesKernel)(product.weights.format));
   }
   const RoundedLayout layout(
       products, [&](size_t i) { return kernels[i].RoundsLike(kernels[i - 1]); },
@@ -246,4 +249,4 @@ Status MatmulInt8(std::span<const Product<PackedTiles>> products, const Parallel
 }
 
 }  // namespace nibble
-#endif  // HWY_ONCE
+#endif  // NIBBLE_ONCE

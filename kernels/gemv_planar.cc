@@ -40,6 +40,7 @@ constexpr int64_t kScalePadding = 16;
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -389,11 +390,13 @@ MultiplyRowsFunction FindMultiplyRows(const PlanarInt8& weights) {
                              : FindMultiplyRowsOf<false>(weights);
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();
+#include "kernels/avx_vnni_pass.h"
 
-#if HWY_ONCE
+#if NIBBLE_ONCE
 namespace nibble {
 
 HWY_EXPORT(FindMultiplyRows);
@@ -405,7 +408,7 @@ void MultiplyPart(const Product<const PlanarInt8*>& product, const PlanarActivat
                   int64_t first, int64_t count, float* memory) {
   const PlanarInt8& weights = *product.weights;
   const ProductOutput& output = product.output;
-  const auto multiply = NIBBLE_DISPATCH(FindMultiplyRows)(weights);
+  const auto multiply = NIBBLE_DISPATCH_DOTS(FindMultiplyRows)(weights);
   const int64_t m_rows = product.activations.rows;
   const int64_t part = DivideUp(count, kRowStreams);
   for (int64_t i = 0; i < part; ++i) {
@@ -497,4 +500,4 @@ Status MatmulInt8Planar(std::span<const Product<const PlanarInt8*>> products,
 }
 
 }  // namespace nibble
-#endif  // HWY_ONCE
+#endif  // NIBBLE_ONCE

@@ -139,6 +139,14 @@ NIBBLE_BARE_LOOP(RunAvx512, __m512, _mm512_setzero_ps(), NIBBLE_FMA)
 }  // namespace
 HWY_POP_ATTRIBUTES
 
+HWY_PUSH_ATTRIBUTES("avx2,fma,avxvnni")
+namespace {
+#define NIBBLE_VNNI(s) _mm256_dpbusd_avx_epi32(s, x, y)
+NIBBLE_BARE_LOOP(RunAvxVnni, __m256i, _mm256_setzero_si256(), NIBBLE_VNNI)
+#undef NIBBLE_VNNI
+}  // namespace
+HWY_POP_ATTRIBUTES
+
 HWY_PUSH_ATTRIBUTES("avx2,fma")
 namespace {
 #define NIBBLE_FMA(s) _mm256_fmadd_ps(x, y, s)
@@ -169,6 +177,7 @@ BareLoop FastestInt8BareLoop() {
   if (target == "avx3_dl" || target == "avx3_zen4" || target == "avx3_spr") {
     return {"AVX-512 VNNI", 8.0 * kRounds * 64 * 2, RunVnni};
   }
+  if (target == "avx2_vnni") return {"AVX-VNNI", 8.0 * kRounds * 32 * 2, RunAvxVnni};
 #endif
   return {"none", 0, nullptr};
 }

@@ -21,6 +21,7 @@
 #ifndef NIBBLE_KERNELS_PACK_LAYOUT_H_
 #define NIBBLE_KERNELS_PACK_LAYOUT_H_
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -159,38 +160,37 @@ struct PackedQ6_K : PackedFormat<CodecQ6_K, 4, 2, 32, PackedScale::kSuper> {};
 struct PackedTQ1_0 : PackedFormat<CodecTQ1_0, 2, 0, 1, PackedScale::kHalf> {};
 struct PackedTQ2_0 : PackedFormat<CodecTQ2_0, 2, 0, 1, PackedScale::kHalf> {};
 
-// Stored codes are numbers of entries of kTable, which decode with 128 added.
-template <class Codec, int kLowBits, int kHighBits, PackedScale kScale>
-struct TableFormat : PackedFormat<Codec, kLowBits, kHighBits, 128, kScale> {
+// What makes the entries of a table bytes without a sign, of as few bits as hold them.
+constexpr int OffsetOf(const CodeTable& table) {
+  int most = 0;
+  for (const int8_t value : table) most = std::max(most, value < 0 ? -value : value + 1);
+  return most <= 16 ? 16 : most <= 64 ? 64 : 128;
+}
+
+// Stored codes are numbers of entries of a table, which decode with kOffset added.
+template <class Codec, int kLowBits, int kHighBits, PackedScale kScale, CodeTable kTableT>
+struct TableFormat : PackedFormat<Codec, kLowBits, kHighBits, OffsetOf(kTableT), kScale> {
   static constexpr bool kHasTable = true;
+  static constexpr CodeTable kTable = kTableT;
 };
-struct PackedIQ4_NL : TableFormat<CodecIQ4_NL, 4, 0, PackedScale::kHalf> {
-  static constexpr CodeTable kTable = TableOf(kIq4Values);
-};
-struct PackedIQ4_XS : TableFormat<CodecIQ4_XS, 4, 0, PackedScale::kSuper> {
-  static constexpr CodeTable kTable = TableOf(kIq4Values);
-};
-struct PackedMXFP4 : TableFormat<CodecMXFP4, 4, 0, PackedScale::kExponent> {
-  static constexpr CodeTable kTable = TableOf(kFp4Doubled);
-};
-struct PackedIQ3_XXS : TableFormat<CodecIQ3_XXS, 4, 0, PackedScale::kSuper> {
-  static constexpr CodeTable kTable = SignedTable(kIq3XxsValues);
+struct PackedIQ4_NL : TableFormat<CodecIQ4_NL, 4, 0, PackedScale::kHalf, TableOf(kIq4Values)> {};
+struct PackedIQ4_XS : TableFormat<CodecIQ4_XS, 4, 0, PackedScale::kSuper, TableOf(kIq4Values)> {};
+struct PackedMXFP4 : TableFormat<CodecMXFP4, 4, 0, PackedScale::kExponent, TableOf(kFp4Doubled)> {};
+struct PackedIQ3_XXS
+    : TableFormat<CodecIQ3_XXS, 4, 0, PackedScale::kSuper, SignedTable(kIq3XxsValues)> {
   static constexpr float kScaleUnit = 0.25f;
 };
-struct PackedIQ3_S : TableFormat<CodecIQ3_S, 4, 0, PackedScale::kSuper> {
-  static constexpr CodeTable kTable = SignedTable(kIq3SValues);
+struct PackedIQ3_S : TableFormat<CodecIQ3_S, 4, 0, PackedScale::kSuper, SignedTable(kIq3SValues)> {
 };
 template <class Codec>
-struct PackedIQ2 : TableFormat<Codec, 2, 1, PackedScale::kSuper> {
-  static constexpr CodeTable kTable = SignedTable(kIq2Values);
+struct PackedIQ2 : TableFormat<Codec, 2, 1, PackedScale::kSuper, SignedTable(kIq2Values)> {
   static constexpr float kScaleUnit = 0.125f;
 };
 struct PackedIQ2_XXS : PackedIQ2<CodecIQ2_XXS> {};
 struct PackedIQ2_XS : PackedIQ2<CodecIQ2_XS> {};
 struct PackedIQ2_S : PackedIQ2<CodecIQ2_S> {};
 template <class Codec>
-struct PackedIQ1 : TableFormat<Codec, 2, 1, PackedScale::kSuper> {
-  static constexpr CodeTable kTable = ShiftedTable(kIq1Values);
+struct PackedIQ1 : TableFormat<Codec, 2, 1, PackedScale::kSuper, ShiftedTable(kIq1Values)> {
   static constexpr float kScaleUnit = 0.125f;
 };
 struct PackedIQ1_S : PackedIQ1<CodecIQ1_S> {};

@@ -67,6 +67,15 @@ HWY_INLINE V8 LoadPlane(const uint8_t* plane) {
   return hn::And(bytes, hn::Set(D8(), static_cast<uint8_t>(((1u << kBits) - 1) << kTo)));
 }
 
+// A format's table, with its offset.
+template <class Packed>
+inline constexpr std::array<uint8_t, 16> kStoredTable = [] {
+  std::array<uint8_t, 16> table = {};
+  for (size_t i = 0; i < 16; ++i)
+    table[i] = static_cast<uint8_t>(Packed::kTable[i] + Packed::kOffset);
+  return table;
+}();
+
 // The stored codes of quad kQuad: four columns of every row, without a sign.
 template <class Packed, int kQuad>
 HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
@@ -76,8 +85,7 @@ HWY_INLINE V8 LoadQuad(const uint8_t* chunk) {
         codes, LoadPlane<Packed::kHighBits, kQuad, Packed::kLowBits>(chunk + Packed::kLowBytes));
   }
   if constexpr (Packed::kHasTable) {
-    const V8 table = hn::LoadDup128(D8(), reinterpret_cast<const uint8_t*>(Packed::kTable.data()));
-    codes = hn::Xor(hn::TableLookupBytes(table, codes), hn::Set(D8(), uint8_t{0x80}));
+    codes = hn::TableLookupBytes(hn::LoadDup128(D8(), kStoredTable<Packed>.data()), codes);
   }
   return codes;
 }

@@ -2,13 +2,16 @@
 // four activation codes that are the same for all rows, for the target being compiled.
 //
 // Included once per target, from files that Highway's foreach_target.h compiles.
-#if defined(NIBBLE_KERNELS_QUAD_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef NIBBLE_KERNELS_QUAD_DOTS_INL_H_
+#if defined(NIBBLE_AVX_VNNI) || \
+    defined(NIBBLE_KERNELS_QUAD_DOTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#if defined(NIBBLE_AVX_VNNI)  // the target's second pass
+#elif defined(NIBBLE_KERNELS_QUAD_DOTS_INL_H_)
 #undef NIBBLE_KERNELS_QUAD_DOTS_INL_H_
 #else
 #define NIBBLE_KERNELS_QUAD_DOTS_INL_H_
 #endif
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -19,10 +22,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace nibble {
 namespace HWY_NAMESPACE {
+NIBBLE_BEGIN_DOTS
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class Packed>
-inline constexpr int kCodeBits = Packed::kHasTable ? 8 : Packed::kLowBits + Packed::kHighBits;
+inline constexpr int kCodeBits = Packed::kHasTable ? std::bit_width(2u * Packed::kOffset - 1)
+                                                   : Packed::kLowBits + Packed::kHighBits;
 
 // What the bytes to multiply stand above the codes. Those of eight bits have a sign where
 // NIBBLE_SIGNED_DOTS.
@@ -66,9 +71,9 @@ using Pairs = hn::Vec<D16>;
 // 127. Weights of eight bits have a sign.
 constexpr int PairDepth(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
 
-template <int kDepth>
+template <int kBits>
 HWY_INLINE Pairs MultiplyPairs(V8 w, hn::Vec<DS8> a) {
-  if constexpr (kDepth == 1) {  // the sign moves to the activations
+  if constexpr (kBits == 8) {  // the sign moves to the activations
     const auto w_signed = hn::BitCast(DS8(), w);
     a = hn::IfNegativeThenNegOrUndefIfZero(w_signed, a);
     w = hn::BitCast(D8(), hn::Abs(w_signed));
@@ -93,7 +98,7 @@ HWY_INLINE VI AddQuad(V8 w, Codes16 codes, VI sum) {
 #elif HWY_ARCH_ARM_A64
   return AddSignedDots(hn::BitCast(DS8(), w), FourCodes<kNumber>(codes), sum);
 #else
-  return hn::SumOfMulQuadAccumulate(DI(), w, FourCodes<kNumber>(codes), sum);
+  return AddUnsignedDots(D8(), w, FourCodes<kNumber>(codes), sum);
 #endif
 }
 #endif
@@ -105,7 +110,7 @@ template <int kBits, int kCount, int kNumber>
 HWY_INLINE void AddQuadOf(V8 w, Codes16 codes, VI& sum, Pairs& pairs) {
 #if NIBBLE_PAIR_DOTS
   constexpr int kDepth = PairDepth(kBits) < kCount ? PairDepth(kBits) : kCount;
-  const Pairs products = MultiplyPairs<kDepth>(w, FourCodes<kNumber % 4>(codes));
+  const Pairs products = MultiplyPairs<kBits>(w, FourCodes<kNumber % 4>(codes));
   if constexpr (kNumber % kDepth == 0) {
     pairs = products;
   } else {
@@ -117,6 +122,7 @@ HWY_INLINE void AddQuadOf(V8 w, Codes16 codes, VI& sum, Pairs& pairs) {
 #endif
 }
 
+NIBBLE_END_DOTS
 }  // namespace HWY_NAMESPACE
 }  // namespace nibble
 HWY_AFTER_NAMESPACE();

@@ -12,7 +12,7 @@
 
 namespace nibble {
 
-// Names of the compiled targets that this processor can run, best first: "avx3_spr", "avx2",
+// Names of the compiled targets that this processor can run, best first: "avx3_spr", "avx2_vnni",
 // "neon".
 std::vector<std::string> SupportedTargets();
 
