@@ -175,7 +175,7 @@ class TileProduct {
         task_(task),
         chunks_(chunks),
         padded_m_(RoundUp(task.m_rows, kPairRows)),
-        few_(task.m_rows <= task.few_rows),
+        few_(IsFew(task, chunks)),
         most_rows_(few_ ? kPairRows : block_rows),
         most_chunks_(few_ ? kDeepChunks : kBlockChunks) {}
 
@@ -195,6 +195,13 @@ class TileProduct {
   }
 
  private:
+  // For each 32 weight rows all activations are read, which must stay in the second-level cache.
+  static bool IsFew(const TileTask& task, int64_t chunks) {
+    if (task.m_rows <= kPairRows) return true;
+    return task.m_rows <= task.few_rows &&
+           SlabBytes(task.m_rows, chunks) <= SecondLevelCacheBytes() / 2;
+  }
+
   // Blocks and pieces in their order, which ends with no rows.
   TilePart BlockAt(int64_t row, int64_t chunk) const {
     return {row, std::min(most_rows_, task_.n0 + task_.n_rows - row), chunk,
