@@ -11,6 +11,9 @@
 namespace nibble {
 // Whether the target in use is AVX2 with AVX-VNNI (kernels/avx_vnni_pass.h).
 bool UsesAvxVnni();
+// Whether the processor has Arm's products of small matrices of bytes (i8mm), and a target that may
+// use them.
+bool UsesI8mm();
 }  // namespace nibble
 
 #if HWY_ARCH_X86 && (HWY_TARGETS & HWY_AVX2)

@@ -71,6 +71,15 @@ inline constexpr int kDotsOffset = NIBBLE_SIGNED_DOTS ? 0 : 128;
 using SignedBytes = hn::Vec<hn::FixedTag<int8_t, 16>>;
 using Sums = hn::Vec<hn::FixedTag<int32_t, 4>>;
 
+// sums[2 * r + c] += products of eight bytes of row r of w and of row c of a, two rows in each: of
+// processors with i8mm alone, which UsesI8mm() tells.
+HWY_INLINE Sums AddMatrixDots(SignedBytes w, SignedBytes a, Sums sums) {
+  __asm__(".arch armv8.2-a+crypto+dotprod+i8mm\n\tsmmla %0.4s, %1.16b, %2.16b"
+          : "+w"(sums.raw)
+          : "w"(w.raw), "w"(a.raw));
+  return sums;
+}
+
 // sum += products of bytes with signs, four a lane. Weights may be -128, activations may not.
 HWY_INLINE Sums AddSignedDots(SignedBytes w, SignedBytes a, Sums sum) {
 #if NIBBLE_ARM_DOTS

@@ -68,7 +68,8 @@ using D16 = hn::Repartition<int16_t, D8>;
 using Pairs = hn::Vec<D16>;
 
 // How many products of pairs can be added in 16 bits: weights below 2^bits and activations up to
-// 127. Weights of eight bits have a sign.
+// 127. Weights of eight bits have a sign, which takes an instruction more; slower still are words
+// (vpmaddwd, 0.82 of the speed) and products of a weight's upper seven bits and its last (0.73).
 constexpr int PairDepth(int bits) { return bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; }
 
 template <int kBits>

@@ -115,6 +115,17 @@ bool UsesAvxVnni() {
   return uses_avx_vnni;
 }
 
+bool UsesI8mm() {
+#if HWY_ARCH_ARM_A64 && defined(__linux__)
+  constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM, which older headers lack
+  static const bool has_i8mm = (getauxval(AT_HWCAP2) & kI8mm) != 0;
+  ChooseTarget();
+  return has_i8mm && current_target != HWY_NEON_WITHOUT_AES;
+#else
+  return false;
+#endif
+}
+
 Status ForceTarget(std::string_view name) {
   ChooseTarget();
   if (name.empty()) {
